@@ -1,0 +1,26 @@
+"""The command line: words to calls, no logic. Nothing heavy is imported before it is used."""
+
+import typer
+
+from rung import cli_doctor, cli_run, cli_store, cli_talk
+
+app = typer.Typer(
+    name="rung",
+    help="Raise a language model from raw text to an aligned assistant, one stage at a time.",
+    epilog="Example: rung run recipes/quickstart.yaml",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for room in (cli_run, cli_talk, cli_store, cli_doctor):
+    room.register(app)
+
+
+def main() -> None:
+    """Entry point of the `rung` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

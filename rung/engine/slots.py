@@ -1,0 +1,208 @@
+"""Key-value slots: memory of what each row has read, and attention over it.
+
+Rows have their own lengths. A prompt is read once and its keys are written to the slots of all its
+samples. A finished row's slot is refilled from the last row, so the rows in use are always the
+first ones and a step touches no others.
+
+    N rows in use, H query heads, KV key-value heads, D head width, L slot length seen by a step
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache
+
+NAME = "rung_slots"
+BLOCK = 32  # lengths are rounded up to it, so that the shapes of a decode are few
+
+
+class Slots(Cache):
+    """A transformers cache of preallocated slots a layer.
+
+    Keys are [rows, KV, length, D], values [rows, KV, D, length]: either product of a step then
+    reads its matrix along memory, which on a CPU is half the time of SDPA with one query. On a CPU
+    they are float32 whatever the model computes in, since a step in bf16 is no faster there.
+
+    Before a model call, say what it is: `begin_prompts` or `begin_step`.
+    """
+
+    def __init__(self, *, rows: int, length: int) -> None:
+        super().__init__(layers=[])
+        self.rows = rows
+        self.length = length
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self._source: Tensor | None = None  # prompts: which row of the batch goes ...
+        self._target: Tensor | None = None  # ... to which slot
+        self._positions: Tensor | None = None  # steps: where each row writes
+        self._arange = torch.arange(0)
+        self._seen = 0
+        self._masks: dict[int, Tensor] = {}
+
+    def begin_prompts(self, source: Tensor, target: Tensor) -> None:
+        """The next call reads right-padded prompts; batch row source[i] goes to slot target[i].
+
+        Padding is written too: it lies beyond the row's length, where the next tokens overwrite it
+        and no step looks before.
+        """
+        self._source, self._target, self._positions = source, target, None
+        self._masks.clear()
+
+    def begin_step(self, positions: Tensor, *, longest: int) -> None:
+        """The next call reads one token of each of the first N rows, at positions int64 [N]."""
+        self._positions = positions
+        self._arange = torch.arange(len(positions), device=positions.device)
+        self._seen = min(self.length, -(-(longest + 1) // BLOCK) * BLOCK)
+        self._masks.clear()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values; returns those that the new tokens may attend to.
+
+        Of a step, the values come transposed, as they are stored.
+        """
+        if layer_idx not in self.keys:
+            # zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan
+            dtype = torch.float32 if value_states.device.type == "cpu" else value_states.dtype
+            _, heads, _, width = key_states.shape
+            new = partial(torch.zeros, dtype=dtype, device=value_states.device)
+            self.keys[layer_idx] = new(self.rows, heads, self.length, width)
+            self.values[layer_idx] = new(self.rows, heads, value_states.shape[3], self.length)
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self._positions is None:
+            assert self._source is not None
+            assert self._target is not None
+            length = key_states.shape[2]
+            keys[self._target, :, :length] = key_states[self._source].to(keys.dtype)
+            turned = value_states[self._source].to(values.dtype).transpose(2, 3)
+            values[self._target, :, :, :length] = turned
+            return key_states, value_states
+        keys[self._arange, :, self._positions] = key_states[:, :, 0].to(keys.dtype)
+        values[self._arange, :, :, self._positions] = value_states[:, :, 0].to(values.dtype)
+        num_rows = len(self._positions)
+        return keys[:num_rows, :, : self._seen], values[:num_rows, :, :, : self._seen]
+
+    def move(self, source: list[int], target: list[int], *, length: int) -> None:
+        """Copy the first `length` places of slots `source` to slots `target`."""
+        for keys in self.keys.values():
+            keys[target, :, : length - 1] = keys[source, :, : length - 1]
+        for values in self.values.values():
+            values[target, :, :, :length] = values[source, :, :, :length]
+
+    @property
+    def stepping(self) -> bool:
+        """True in a step, False while prompts are read."""
+        return self._positions is not None
+
+    def mask(self, query: Tensor, num_keys: int, *, window: int) -> Tensor | None:
+        """What queries see, 1 = seen, [N, 1, Q, L]; None where plain causality says it all."""
+        if self._positions is None and (not window or window >= num_keys):
+            return None
+        if window not in self._masks:
+            at = torch.arange(num_keys, device=query.device)
+            last = at[None, :, None] if self._positions is None else self._positions[:, None, None]
+            seen = at <= last
+            if window:
+                seen = seen & (at > last - window)
+            self._masks[window] = seen[:, None]
+        return self._masks[window]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Unknown to transformers: rows differ, and every call gives its positions."""
+        return 0
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    slots: Slots,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface over slots. query [N, H, Q, D], key and value as
+    `Slots.update` returned them.
+
+    Sliding windows, soft caps and scaling are honoured; sinks and position biases are refused.
+    """
+    for name in ("s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise NotImplementedError(f"generation does not know {name!r} of {module}")
+    dtype, scale = query.dtype, query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotary tables may have widened them
+    mask = slots.mask(query, key.shape[2], window=sliding_window or 0)
+    if slots.stepping:
+        with torch.autocast(query.device.type, enabled=False):
+            out = _step(query, key, value, mask, scale=scale, softcap=softcap or 0.0)
+    elif softcap:
+        out = _prompt(query, key, value, mask, scale=scale, softcap=softcap)
+    else:
+        out = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return out.to(dtype).transpose(1, 2), None
+
+
+def _step(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
+) -> Tensor:
+    """One query a row. query [N, H, 1, D], key [N, KV, L, D], value [N, KV, D, L]; [N, H, 1, D].
+
+    Heads that share keys become columns of one product; slots of rows and heads are one batch.
+    """
+    num_rows, heads, _, width = query.shape
+    num_keys, shared = key.shape[2], heads // key.shape[1]
+    columns = query.reshape(-1, shared, width).transpose(1, 2)
+    scores = torch.bmm(key.flatten(0, 1), columns).mul_(scale)
+    if softcap:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    assert mask is not None
+    scores = scores.view(num_rows, -1, num_keys, shared)
+    scores.masked_fill_(~mask.transpose(2, 3), float("-inf"))
+    weights = torch.softmax(scores, 2, dtype=torch.float32).to(value.dtype).flatten(0, 1)
+    mixed = torch.bmm(value.flatten(0, 1), weights)
+    return mixed.transpose(1, 2).reshape(num_rows, heads, 1, -1)
+
+
+def _prompt(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
+) -> Tensor:
+    """Whole prompts with scores bent to (-softcap, softcap), which SDPA cannot; [N, H, Q, D]."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    weights = torch.softmax(scores.float().masked_fill(~mask, float("-inf")), -1)
+    return weights.to(value.dtype) @ value
+
+
+@contextmanager
+def slot_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model attends over slots; afterwards it is as it was."""
+    AttentionInterface.register(NAME, attend)
+    before = model.config._attn_implementation
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before

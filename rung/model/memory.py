@@ -1,0 +1,128 @@
+"""Memory that training a shape takes, against the memory there is. No torch here."""
+
+from pathlib import Path
+from typing import Literal
+
+from rung.errors import ResourceError
+from rung.model.shape import SIZES, ModelConfig, Shape, resolve
+
+Optimizer = Literal["muon", "adamw"]
+
+_PROCESS = 500_000_000  # interpreter, torch and transformers, before the first tensor
+_LOGIT_ROWS = 1024  # rows of logits that are held at once (rung/model/forward.py)
+
+
+def memory_estimate(
+    shape: Shape, vocab: int, *, tokens_per_microbatch: int, optimizer: Optimizer = "muon"
+) -> int:
+    """Peak bytes of training, an estimate to within a third: enough to refuse what cannot work.
+
+    Weights and gradients in fp32 and a bf16 copy; one momentum for a matrix under Muon, two for
+    what AdamW trains; per token and layer what autograd keeps of an eager bf16 decoder layer.
+    """
+    num_parameters = shape.num_parameters(vocab)
+    num_matrix = shape.num_body_parameters if optimizer == "muon" else 0
+    weights = num_parameters * (4 + 4 + 2) + 4 * num_matrix + 8 * (num_parameters - num_matrix)
+    per_token = 2 * (16 * shape.width + 5 * shape.ffn) + 4 * 6 * shape.width
+    activations = tokens_per_microbatch * (shape.layers * per_token + 8 * shape.width)
+    logits = 3 * 4 * min(_LOGIT_ROWS, tokens_per_microbatch) * vocab + 4 * vocab * shape.width
+    return _PROCESS + weights + activations + logits
+
+
+def check_memory(
+    shape: Shape,
+    vocab: int,
+    *,
+    tokens_per_microbatch: int,
+    optimizer: Optimizer = "muon",
+    available: int | None = None,
+) -> int:
+    """The estimate in bytes; ResourceError with a size that fits when there is less memory.
+
+    available: bytes; measured when None, and nothing is checked where it cannot be measured.
+    """
+    needed = memory_estimate(
+        shape, vocab, tokens_per_microbatch=tokens_per_microbatch, optimizer=optimizer
+    )
+    limit = available_memory() if available is None else available
+    if limit is None or needed <= limit:
+        return needed
+    ways = []
+    smaller = tokens_per_microbatch // 2
+    while smaller >= 512:
+        if _fits(shape, vocab, smaller, optimizer, limit):
+            ways.append(f"microbatches of {smaller} tokens (now {tokens_per_microbatch})")
+            break
+        smaller //= 2
+    fitting = largest_size(
+        vocab, available=limit, tokens_per_microbatch=tokens_per_microbatch, optimizer=optimizer
+    )
+    if fitting is not None:
+        ways.append(f"size {fitting}")
+    way_out = f"use {' or '.join(ways)}" if ways else "no size fits: free some memory"
+    raise ResourceError(
+        f"training {shape.num_parameters(vocab) / 1e6:.1f} M parameters needs about"
+        f" {needed / 1e9:.1f} GB, {limit / 1e9:.1f} GB are available; {way_out}"
+    )
+
+
+def largest_size(
+    vocab: int,
+    *,
+    available: int,
+    tokens_per_microbatch: int,
+    optimizer: Optimizer = "muon",
+) -> str | None:
+    """The largest size of the dial that trains within `available` bytes; None when none does."""
+    fitting = [
+        size
+        for size in SIZES
+        if _fits(
+            resolve(ModelConfig(size=size)), vocab, tokens_per_microbatch, optimizer, available
+        )
+    ]
+    return fitting[-1] if fitting else None
+
+
+def _fits(shape: Shape, vocab: int, tokens: int, optimizer: Optimizer, available: int) -> bool:
+    estimate = memory_estimate(shape, vocab, tokens_per_microbatch=tokens, optimizer=optimizer)
+    return estimate <= available
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes a new process may take: free memory, or what the control group leaves if less.
+
+    None on a system that says neither (macOS, Windows). root: where /proc and /sys hang.
+    """
+    limits = [_free_memory(root / "proc/meminfo")]
+    groups = root / "sys/fs/cgroup"
+    for folder, limit, used in (
+        (groups, "memory.max", "memory.current"),
+        (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        most, now = _read_number(folder / limit), _read_number(folder / used)
+        if most is not None and now is not None:
+            limits.append(max(0, most - now + _reclaimable(folder / "memory.stat")))
+    known = [value for value in limits if value is not None]
+    return min(known) if known else None
+
+
+def _free_memory(meminfo: Path) -> int | None:
+    if not meminfo.is_file():
+        return None
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of cached files that count as used but are given back under pressure."""
+    lines = stat.read_text().splitlines() if stat.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def _read_number(path: Path) -> int | None:
+    """A number in a file of the control group; None for "max" and where there is no such file."""
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,1 @@
+"""Immutable artefacts on disk, their lineage, and the folders of running stages."""

@@ -1,0 +1,301 @@
+"""Pre-training: next-token prediction on documents, from random weights.
+
+The loss is the negative log-likelihood of every token after the first (Radford et al. 2018,
+equation 1); the batch is a forest of documents, so none sees another.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedModel
+
+from rung.engine.generate import generate
+from rung.engine.sampling import Sampling
+from rung.model.attention import TorchForest, to_torch
+from rung.model.budget import Budget, BudgetConfig, resolve_budget
+from rung.model.build import build_model
+from rung.model.forward import weighted_nll
+from rung.model.load import save_model
+from rung.model.memory import check_memory
+from rung.model.peak import measure_peak_flops
+from rung.model.precision import autocast, pick_device, pick_dtype
+from rung.model.shape import ModelConfig, Shape, resolve
+from rung.store.context import Notes, StageContext
+from rung.tokens.corpus import CorpusTokens, load_corpus_tokens
+from rung.tokens.forest import Tree, document, pack, tree_size
+from rung.tokens.stream import DocumentStream, Stream
+from rung.tokens.tokenizer import Tokenizer, load_tokenizer
+from rung.train.compiled import TOKEN_BUCKET, compile_layers, should_compile
+from rung.train.loop import LossSums, Objective, TrainResult, train
+from rung.train.optim import TrainConfig
+
+
+class StreamConfig(TrainConfig):
+    """What pre-training and continued pre-training share."""
+
+    tokens: int | None = Field(None, gt=0, description="tokens to train on in all")
+    tokens_per_parameter: float | None = Field(
+        None, gt=0, description="the same per parameter; used where tokens is not given"
+    )
+    tokens_per_step: int | None = Field(None, gt=0, description="tokens of one optimizer update")
+    microbatch_tokens: int = Field(8192, ge=64, description="tokens in memory at once")
+    heldout_tokens: int = Field(
+        8192, ge=0, description="held-out tokens for the curve beside the loss; 0: none"
+    )
+    looks: int = Field(6, ge=0, description="times to measure held-out loss and show a sample")
+    sample_prompt: str = Field("", description="how the sample shown now and then begins")
+
+
+class Config(StreamConfig):
+    """Options of `rung pretrain`."""
+
+    model: ModelConfig = Field(ModelConfig(), description="the size dial and its overrides")
+    weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of matrices")
+
+
+class StreamObjective(Objective[TorchForest]):
+    """Batches of a document stream in, next-token losses out."""
+
+    name = "pretrain"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stream: Stream,
+        *,
+        num_steps: int,
+        config: StreamConfig,
+        tokenizer: Tokenizer,
+        heldout: list[Tree] | None = None,
+        bucket: int = 0,
+    ) -> None:
+        self.model, self.stream, self.config = model, stream, config
+        self.num_steps, self.tokenizer = num_steps, tokenizer
+        self.device = pick_device(config.device)
+        self.heldout = heldout or []
+        self.bucket = bucket
+
+    def modules(self) -> nn.Module:
+        return self.model
+
+    def num_iterations(self) -> int:
+        return self.num_steps
+
+    def updates(self, iteration: int) -> Iterable[list[TorchForest]]:
+        trees = self.stream.batch(iteration)
+        yield [
+            to_torch(pack(self._pad(part)), self.device)
+            for part in split_trees(trees, max_tokens=self.config.microbatch_tokens)
+        ]
+
+    def loss(self, batch: TorchForest) -> LossSums:
+        count = float(batch.host.weight.sum())
+        nll = weighted_nll(self.model, batch)
+        return LossSums(nll, count, batch.host.num_tokens)
+
+    def after_iteration(self, iteration: int, metrics: dict[str, float]) -> list[str]:
+        looks = self.config.looks
+        if not looks or (iteration + 1) % math.ceil(self.num_steps / looks):
+            return []
+        lines = []
+        if self.heldout:
+            metrics["heldout_loss"] = self._heldout_loss()
+            lines.append(f"held-out loss {metrics['heldout_loss']:.3f} nats per token")
+        return [*lines, f"sample: {self._sample()!r}"]
+
+    def _pad(self, trees: list[Tree]) -> list[Tree]:
+        """An untrained root of pads that rounds the token count up, for compiled layers."""
+        if not self.bucket:
+            return trees
+        short = -sum(tree_size(tree) for tree in trees) % self.bucket
+        if not short:
+            return trees
+        pads = np.full(short, self.tokenizer.pad, dtype=np.int32)
+        return [*trees, document(pads, np.zeros(short, dtype=np.float32))]
+
+    @torch.no_grad()
+    def _heldout_loss(self) -> float:
+        forest = to_torch(pack(self.heldout), self.device)
+        with (
+            autocast(pick_dtype(self.config.precision, self.device), self.device),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            return float(weighted_nll(self.model, forest)) / float(forest.host.weight.sum())
+
+    def _sample(self) -> str:
+        prompt = np.append(
+            np.int32(self.tokenizer.bos), self.tokenizer.encode(self.config.sample_prompt)
+        )
+        sampling = Sampling(
+            max_new_tokens=40, temperature=0.7, stop_ids=self.tokenizer.stop_ids, seed=0
+        )
+        done = generate(self.model, [prompt], sampling)[0][0]
+        return self.config.sample_prompt + self.tokenizer.decode(done.ids)
+
+
+def split_trees(trees: list[Tree], *, max_tokens: int) -> list[list[Tree]]:
+    """`trees` in order in as few parts as hold about max_tokens each, of like size."""
+    total = sum(tree_size(tree) for tree in trees)
+    # the begin tokens of pieces come on top of what is trained: an eighth more is still one part
+    num_parts = max(1, math.ceil(total / (max_tokens * 1.125)))
+    parts: list[list[Tree]] = [[] for _ in range(num_parts)]
+    done = 0
+    for tree in trees:
+        parts[min(num_parts - 1, done * num_parts // total)].append(tree)
+        done += tree_size(tree)
+    return [part for part in parts if part]
+
+
+def run(context: StageContext, config: Config) -> Notes:
+    """Train a model of the asked size from random weights on the corpus's training split."""
+    tokenizer_artefact = context.input("tokenizer")
+    tokenizer = load_tokenizer(tokenizer_artefact.path)
+    shape = resolve(config.model)
+    budget = plan_budget(config, shape, tokenizer)
+    say_resolved(context, [*shape.table(), *budget.table()])
+    check_memory(
+        shape,
+        tokenizer.vocab_size,
+        tokens_per_microbatch=min(config.microbatch_tokens, budget.tokens_per_step),
+        optimizer=config.optimizer,
+    )
+    path = context.input("corpus").file("documents.parquet")
+    corpus = load_corpus_tokens(path, tokenizer, split="train")
+    stream = DocumentStream(
+        corpus,
+        seed=config.seed,
+        tokens_per_batch=budget.tokens_per_step,
+        context=shape.context,
+        name=context.names.get("corpus", "corpus"),
+    )
+    model = build_model(shape, tokenizer, seed=config.seed).to(pick_device(config.device))
+    heldout = heldout_trees(context, tokenizer, config, length=shape.context)
+    return train_stream(
+        context,
+        with_rates(config, budget),
+        model=model,
+        stream=stream,
+        budget=budget,
+        shape=shape,
+        tokenizer=tokenizer,
+        heldout=heldout,
+        counts={"corpus_tokens": corpus.num_tokens, "corpus_documents": len(corpus)},
+    )
+
+
+def plan_budget(config: StreamConfig, shape: Shape, tokenizer: Tokenizer) -> Budget:
+    """Tokens, batch and learning rates: what the config gives, else what the size implies."""
+    return resolve_budget(
+        BudgetConfig(
+            tokens=config.tokens,
+            tokens_per_parameter=config.tokens_per_parameter,
+            tokens_per_step=config.tokens_per_step,
+            learning_rate_adamw=config.lr,
+            learning_rate_muon=config.matrix_lr,
+        ),
+        shape,
+        vocab=tokenizer.vocab_size,
+    )
+
+
+def with_rates(config: StreamConfig, budget: Budget, *, scale: float = 1.0) -> StreamConfig:
+    """`config` with the learning rates of the budget where it gives none."""
+    rates = {
+        "lr": config.lr or budget.learning_rate_adamw * scale,
+        "matrix_lr": config.matrix_lr or budget.learning_rate_muon * scale,
+    }
+    return config.model_copy(update=rates)
+
+
+def say_resolved(context: StageContext, table: list[tuple[str, str, str]]) -> None:
+    """The resolved values, each with where it came from."""
+    for name, value, origin in table:
+        context.progress.say(f"{name:>20} {value:<12} {origin}")
+
+
+def heldout_trees(
+    context: StageContext, tokenizer: Tokenizer, config: StreamConfig, *, length: int
+) -> list[Tree]:
+    """A fixed draw of held-out documents of about config.heldout_tokens tokens."""
+    if not config.heldout_tokens:
+        return []
+    path = context.input("corpus").file("documents.parquet")
+    corpus = load_corpus_tokens(path, tokenizer, split="heldout")
+    return _draw(corpus, config.heldout_tokens, length=length)
+
+
+def _draw(corpus: CorpusTokens, num_tokens: int, *, length: int) -> list[Tree]:
+    trees: list[Tree] = []
+    left = num_tokens
+    for index in np.random.default_rng(0).permutation(len(corpus)):
+        if left <= 0:
+            break
+        pieces = corpus.pieces(int(index), context=length)
+        trees += pieces
+        left -= sum(tree_size(piece) for piece in pieces)
+    return trees
+
+
+def train_stream(
+    context: StageContext,
+    config: StreamConfig,
+    *,
+    model: PreTrainedModel,
+    stream: Stream,
+    budget: Budget,
+    shape: Shape,
+    tokenizer: Tokenizer,
+    heldout: list[Tree],
+    counts: dict[str, int],
+) -> Notes:
+    """Train on a stream, save the model with its tokenizer, say what it cost."""
+    flops = shape.flops_per_token(tokenizer.vocab_size, shape.context) * budget.tokens
+    device = pick_device(config.device)
+    compiled = should_compile(config, flops=flops, device=device)
+    if compiled:
+        compile_layers(model)
+    objective = StreamObjective(
+        model,
+        stream,
+        num_steps=budget.num_steps,
+        config=config,
+        tokenizer=tokenizer,
+        heldout=heldout,
+        bucket=TOKEN_BUCKET if compiled else 0,
+    )
+    result = train(objective, config, context)
+    save_model(model, context.out)
+    tokenizer.save_into(context.out)
+    return {
+        "figures": speed_figures(result, config, flops=flops, num_tokens=budget.tokens),
+        "counts": {**counts, "parameters": shape.num_parameters(tokenizer.vocab_size)},
+        "tokens": budget.num_steps * budget.tokens_per_step,
+        "flops": flops,
+        "resolved": {name: [value, origin] for name, value, origin in budget.table()},
+        "compiled": compiled,
+        "last": result.last,
+    }
+
+
+def speed_figures(
+    result: TrainResult, config: TrainConfig, *, flops: float, num_tokens: int
+) -> dict[str, Any]:
+    """Speed and MFU of what this process trained (after a resume: of the rest)."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.precision, device)
+    peak = measure_peak_flops(dtype, device)
+    speed = result.session_tokens / result.seconds if result.seconds else 0.0
+    return {
+        "train_seconds": result.seconds,
+        "tokens_per_s": speed,
+        "gemm_peak_tflops": peak / 1e12,
+        "mfu": flops / num_tokens * speed / peak,
+        "dtype": str(dtype).removeprefix("torch."),
+        "skipped_updates": result.skipped,
+        "final_loss": result.last.get("loss"),
+    }

@@ -1,0 +1,253 @@
+"""Every verb of the command line, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from toy.table import RECIPE
+from toy.table import STAGES as TOY
+from typer.testing import CliRunner
+
+import rung.stages
+from rung.cli import app
+from rung.cli_output import guarded
+from rung.cli_run import make_stage_command
+from rung.store.store import Store
+
+HERE = Path(__file__).parent
+VERBS = [
+    "run",
+    "chat",
+    "generate",
+    "report",
+    "ls",
+    "show",
+    "lineage",
+    "diff",
+    "verify",
+    "gc",
+    "doctor",
+    "curate",
+    "tokenizer",
+    "pretrain",
+    "continue",
+    "instruct",
+    "dataset",
+    "sft",
+    "collect",
+    "feedback",
+    "reward",
+    "dpo",
+    "ppo",
+    "grpo",
+    "ngram",
+    "evaluate",
+]
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run the command line in an empty folder with the toy stages beside the real ones."""
+    for command, stage in TOY.items():
+        monkeypatch.setitem(rung.stages.STAGES, command, stage)
+    (tmp_path / "ladder.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNG_STORE", raising=False)
+
+    def call(*words, code=0, on=app, input=None):
+        result = CliRunner().invoke(on, list(words), input=input)
+        unexpected = result.exception and not isinstance(result.exception, SystemExit)
+        assert not unexpected, result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def built(call):
+    call("run", "ladder.yaml", "--no-report")
+    return call
+
+
+def test_help_lists_the_verbs_and_each_has_an_example(call):
+    listed = call("--help").output
+    for verb in VERBS:
+        assert f"\n  {verb} " in listed
+        page = call(verb, "--help").output
+        assert f"Example: rung {verb}" in page, page
+        assert verb == "chat" or "--json" in page
+
+
+def test_the_stage_commands_have_an_option_per_role(call):
+    page = call("evaluate", "--help").output
+    for role, mark in (("model", "[required]"), ("corpora", "repeat"), ("baseline", "A model.")):
+        line = next(line for line in page.splitlines() if f"--{role} " in line)
+        assert mark in line
+    assert "Missing option '--corpus'" in call("pretrain", code=2).stderr
+
+
+def test_run_says_one_line_a_stage(call):
+    said = call("run", "ladder.yaml", "--no-report").stdout
+    store = Store()
+    for entry in ("text", "base", "other", "scores"):
+        artefact = store.open(entry)
+        line = next(line for line in said.splitlines() if artefact.short_id in line)
+        assert line.startswith(entry)
+        assert "built in" in line
+    assert "4 built, 0 re-used" in said
+    assert "0 built, 4 re-used" in call("run", "ladder.yaml", "--no-report").stdout
+
+
+def test_run_json_is_one_value_and_progress_goes_to_stderr(call):
+    result = call("run", "ladder.yaml", "--no-report", "--json", "--set", "seed=2")
+    content = json.loads(result.stdout)
+    assert [e["entry"] for e in content["entries"]] == ["text", "base", "other", "scores"]
+    assert all(e["built"] for e in content["entries"])
+    assert "built in" in result.stderr
+
+
+def test_dry_run_prints_the_plan_and_builds_nothing(call):
+    said = call("run", "ladder.yaml", "--dry-run").stdout
+    assert "text    words  build   3.0 s" in said
+    assert "not counting base, other, scores" in said
+    content = json.loads(call("run", "ladder.yaml", "--dry-run", "--json").stdout)
+    assert content["total"]["seconds"] == 3.0
+    assert len(content["entries"]) == 4
+    assert not Store().ids()
+    call("run", "ladder.yaml", "--no-report", "--until", "base")
+    said = call("run", "ladder.yaml", "--dry-run").stdout
+    assert f"re-used {Store().open('base').short_id}" in said
+
+
+def test_mistakes_end_with_code_2_and_one_sentence(call):
+    result = call("run", "ladder.yaml", "--set", "base.lrr=1", code=2)
+    assert result.stderr.startswith("error: ")
+    assert "did you mean 'lr'" in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert "no file none.yaml" in call("run", "none.yaml", code=2).stderr
+    assert "is empty" in call("show", "x", code=2).stderr
+    assert "no recipe has been run" in call("report", code=2).stderr
+
+
+def test_one_stage_by_its_own_command(built):
+    one = typer.Typer()
+    one.command("train")(guarded(make_stage_command(TOY["train"])))
+    Path("train.yaml").write_text("steps: 3\n")
+    words = ("--corpus", "text", "-c", "train.yaml", "--set", "lr=0.125", "--name", "mine")
+    said = built(*words, on=one).stdout
+    artefact = Store().open("mine")
+    assert artefact.short_id in said
+    assert artefact.config["steps"] == 3
+    assert artefact.config["lr"] == 0.125
+    assert artefact.parents == {"corpus": Store().open("text").id}
+    assert "re-used" in built(*words, on=one).stdout
+    many = typer.Typer()
+    many.command("score")(guarded(make_stage_command(TOY["score"])))
+    built("--models", "base", "--models", "mine", "--name", "both", on=many)
+    assert set(Store().open("both").parents) == {"models.0", "models.1"}
+    stderr = built("--corpus", "base", on=one, code=2).stderr
+    assert "takes a corpus, but 'base' is a model" in stderr
+
+
+def test_ls_show_lineage_diff(built):
+    listed = built("ls").stdout
+    assert "ladder/base" in listed
+    assert listed.splitlines()[0].startswith("name")
+    rows = json.loads(built("ls", "--json").stdout)
+    assert {row["stage"] for row in rows} == {"words", "train", "score"}
+
+    shown = built("show", "base").stdout
+    assert "lr: 0.5" in shown
+    assert "corpus: " in shown
+    assert "weights  64 B" in shown
+    assert json.loads(built("show", "base", "--json").stdout)["names"] == ["ladder/base"]
+
+    assert "|- models.0: ladder/base" in built("lineage", "scores").stdout
+    drawn = json.loads(built("lineage", "scores", "--json").stdout)
+    assert [node["stage"] for node in drawn] == ["words", "train", "train", "score"]
+
+    changed = built("diff", "base", "other").stdout
+    assert "config.lr: 0.5 -> 0.001" in changed
+    assert "parents.replay: - -> " in changed
+    assert json.loads(built("diff", "base", "other", "--json").stdout)["config"]["seed"] == [7, 1]
+    assert "no difference" in built("diff", "base", "base").stdout
+
+
+def test_verify_names_the_file_and_gc_makes_room(built):
+    assert "4 of 4 artefacts are whole" in built("verify").stdout
+    weights = Store().open("base").file("weights")
+    weights.write_text("x" * 64)
+    result = built("verify", code=2)
+    assert "weights has other bytes" in result.stdout
+    assert "rung gc --damaged" in result.stderr
+    assert json.loads(built("verify", "text", "--json").stdout) == {"verified": 1, "damaged": {}}
+    assert "weights has other bytes" in built("verify", "base", code=2).stdout
+
+    assert "0 folders" in built("gc").stdout
+    listed = built("gc", "--dry-run", "--damaged").stdout
+    assert "1 folders, would free" in listed
+    assert weights.exists()
+    freed = json.loads(built("gc", "--damaged", "--json").stdout)
+    assert len(freed["removed"]) == 1
+    assert not weights.exists()
+    assert "1 built, 3 re-used" in built("run", "ladder.yaml", "--no-report").stdout
+
+
+def test_doctor_describes_the_machine(call):
+    findings = json.loads(call("doctor", "--json").stdout)
+    assert findings["usable_cores"] >= 1
+    assert findings["versions"]["torch"]
+    assert findings["training"]["precision"].split()[0] in ("bf16", "fp32")
+    assert "problems" in call("doctor").stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_with_130_and_says_how_to_go_on(tmp_path, number):
+    (tmp_path / "ladder.yaml").write_text(RECIPE)
+    code = (
+        "import rung.stages; from toy.table import STAGES; rung.stages.STAGES.update(STAGES); "
+        "from rung.cli import main; main()"
+    )
+    words = ["run", "ladder.yaml", "--set", "base.sleep=0.2", "--no-report"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob(".rung/work/*/run/metrics.jsonl")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted in base (train)" in said
+    assert "same command again" in said
+    assert "Traceback" not in said
+
+
+def test_a_bug_of_ours_shows_its_traceback_and_ends_with_1(tmp_path):
+    (tmp_path / "ladder.yaml").write_text(RECIPE)
+    code = (
+        "import rung.stages, toy.words; from toy.table import STAGES; "
+        "rung.stages.STAGES.update(STAGES); toy.words.run = lambda *a: 1 / 0; "
+        "from rung.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "ladder.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr

@@ -1,0 +1,161 @@
+"""Preference files: every usual shape to one row, what states no preference is counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+from stage_corpus import stage_context
+
+from rung.errors import DataError
+from rung.feedback import files
+from rung.feedback.rankings import load_rankings, pairs, ties
+from rung.feedback.shapes import SHAPES, dense
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ASK = [{"role": "user", "content": "Hi"}]
+GOOD, BAD = "Hello!", "Go away."
+
+
+def said(text):
+    return [{"role": "assistant", "content": text}]
+
+
+PAIRS = {
+    "explicit text": {"prompt": "Hi", "chosen": GOOD, "rejected": BAD},
+    "explicit messages": {"prompt": ASK, "chosen": said(GOOD), "rejected": said(BAD)},
+    "implicit messages": {"chosen": ASK + said(GOOD), "rejected": ASK + said(BAD)},
+    "implicit text": {
+        "chosen": f"\n\nHuman: Hi\n\nAssistant: {GOOD}",
+        "rejected": f"\n\nHuman: Hi\n\nAssistant: {BAD}",
+    },
+    "alpaca": {"instruction": "Hi", "input": "", "chosen": GOOD, "rejected": BAD},
+    "sharegpt": {
+        "conversations": [{"from": "human", "value": "Hi"}],
+        "chosen": {"from": "gpt", "value": GOOD},
+        "rejected": {"from": "gpt", "value": BAD},
+    },
+    "openai": {
+        "input": {"messages": ASK},
+        "preferred_output": said(GOOD),
+        "non_preferred_output": said(BAD),
+    },
+    "ranking": {"prompt": "Hi", "answers": [GOOD, BAD], "ranks": [1, 2]},
+    "ratings": {"prompt": "Hi", "answers": [GOOD, BAD], "ratings": [4.5, 1]},
+}
+
+
+def run(folder, *rows, **config):
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return run_files(folder, path, **config)
+
+
+def run_files(folder, *paths, **config):
+    context = stage_context(folder)
+    files.run(context, files.Config(files=tuple(str(path) for path in paths), **config))
+    return json.loads((context.out / "report.json").read_text()), load_rankings(context.out)
+
+
+@pytest.mark.parametrize("shape", PAIRS)
+def test_every_shape_gives_the_same_ranking(tmp_path, shape):
+    _, (record,) = run(tmp_path, PAIRS[shape], annotator="ann")
+    assert record.prompt == ASK
+    assert record.answers == [GOOD, BAD]
+    assert pairs(record) == [(0, 1)]
+    assert (record.kind, record.annotator) == ("human", "ann")
+
+
+def test_the_worked_examples_in_messages_work(tmp_path):
+    rows = [json.loads(shape.example) for shape in SHAPES if "..." not in shape.example]
+    assert len(rows) >= 6
+    report, _ = run(tmp_path, *rows)
+    assert report["dropped"].get("duplicate", 0) + report["rankings"] == len(rows)
+
+
+def test_rankings_keep_ties_flags_and_annotators(tmp_path):
+    row = {"prompt": "Hi", "answers": ["a", "b", "c"], "ranks": [10, 30, 10]}
+    report, records = run(
+        tmp_path,
+        {**row, "annotator": "ann", "flags": [[], ["harmful"], []]},
+        {**row, "annotator": "bob"},
+        {**row, "annotator": "bob"},
+        {"prompt": "Hi", "answers": ["a", "b", "c"], "ratings": [1, 5, 1]},
+    )
+    assert [record.annotator for record in records] == ["ann", "bob", "files"]
+    assert [record.ranks for record in records] == [[1, 2, 1], [1, 2, 1], [2, 1, 2]]
+    assert ties(records[0]) == [(0, 2)]
+    assert records[2].ratings == [1, 5, 1]
+    assert report["flags"] == {"harmful": 1}
+    assert report["dropped"] == {"duplicate": 1}
+
+
+def test_what_states_no_preference_is_counted(tmp_path):
+    report, records = run(
+        tmp_path,
+        PAIRS["explicit text"],
+        {"prompt": "Hi", "chosen": "Same", "rejected": "Same"},
+        {"prompt": "Hi", "chosen": "Yes", "rejected": " "},
+        {"prompt": " ", "chosen": "Yes", "rejected": "No"},
+        {"chosen": ASK + said("a") + ASK + said("b"), "rejected": ASK + said("c")},
+        {"chosen": ASK, "rejected": ASK},
+    )
+    assert len(records) == 1
+    assert report["dropped"] == {
+        "empty_message": 1,
+        "empty_answer": 1,
+        "equal_answers": 1,
+        "no_answer_at_the_end": 1,
+        "part_before_last_message": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "Yes", "rejected": "No"}, 'without "Human:" and "Assistant:" turns'),
+        ({"prompt": "Hi", "answers": ["a", "b"]}, r"Nearest: ranking \(it lacks ranks\)"),
+        ({"prompt": "Hi", "chosen": ASK + said("a"), "rejected": "b"}, "leave `prompt` out"),
+        ({"prompt": said("Hi"), "chosen": "a", "rejected": "b"}, "expected 'user'"),
+        ({"prompt": ASK + said("Hi"), "chosen": "a", "rejected": "b"}, "must be a user's"),
+        ({"prompt": "Hi", "answers": ["a", "b"], "ratings": ["x", 1]}, "a list of numbers"),
+        ({"prompt": "Hi", "answers": ["a", "b"], "ranks": [1]}, "2 answers need 2 ranks, found 1"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path, row, message):
+    with pytest.raises(DataError, match=rf"in\.jsonl:2: .*{message}"):
+        run(tmp_path, PAIRS["explicit text"], row)
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no usable preference.*equal_answers"):
+        run(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "a"})
+    with pytest.raises(DataError, match="files is empty"):
+        run_files(tmp_path)
+
+
+def test_dense_ranks_by_hand():
+    assert dense([10, 30, 10, 20]) == [1, 3, 1, 2]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")
+def test_real_human_pairs_with_implicit_prompts(tmp_path):
+    report, records = run_files(tmp_path, DATA / "hh_harmless" / "pairs.jsonl.gz")
+    assert report["shapes"] == {"conversation pair": 1156}
+    assert report["rankings"] + sum(report["dropped"].values()) == 1156
+    assert report["rankings"] > 1050
+    for record in records:
+        assert record.prompt[-1]["role"] == "user"
+        assert pairs(record) == [(0, 1)]
+    # in one real row the assistant itself says "Human:"; all other turns are told apart
+    assert sum("\n\nHuman:" in answer for r in records for answer in r.answers) == 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")
+def test_real_files_of_other_shapes(tmp_path):
+    report, _ = run_files(
+        tmp_path,
+        DATA / "llamafactory_demo" / "dpo_en_demo.json",
+        DATA / "raschka_instr" / "instruction-data-with-preference.json",
+    )
+    assert report["shapes"] == {"alpaca pair": 1100, "sharegpt pair": 300}
+    assert report["rankings"] + sum(report["dropped"].values()) == 1400

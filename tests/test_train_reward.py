@@ -1,0 +1,199 @@
+"""The ranking loss against hand arithmetic and a second form; the scorecard; the stage itself."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logsumexp
+from train_tiny import (
+    artefact,
+    context,
+    feedback_artefact,
+    model_artefact,
+    same_bytes,
+    tiny_model,
+)
+
+from rung.errors import ArtefactError, DataError
+from rung.model.attention import to_torch
+from rung.model.heads import RewardModel, load_reward_model
+from rung.tokens.forest import document, group, pack
+from rung.train import scorecard
+from rung.train.objectives import reward
+from rung.train.objectives.reward import Config, centring_penalty, ranking_nll
+
+ONE = torch.zeros(3, dtype=torch.long)
+
+
+def _nll(scores, ranks, ranking=None, **options):
+    ranking = [0] * len(scores) if ranking is None else ranking
+    loss, count = ranking_nll(
+        torch.tensor(scores, dtype=torch.float64),
+        torch.tensor(ranks),
+        torch.tensor(ranking),
+        **options,
+    )
+    return float(loss), count
+
+
+def test_three_answers_by_hand() -> None:
+    # best ln 3, then ln 2, then ln 1: P = 3/6 * 2/3 = 1/3
+    loss, count = _nll([math.log(2), math.log(3), 0.0], [2, 1, 3])
+    assert (loss, count) == (pytest.approx(math.log(3)), 2)
+
+
+def test_probabilities_of_all_orders_sum_to_one() -> None:
+    scores = [0.3, -1.2, 2.0, 0.4]
+    total = sum(math.exp(-_nll(scores, list(p))[0]) for p in itertools.permutations([1, 2, 3, 4]))
+    assert total == pytest.approx(1.0)
+
+
+def test_two_answers_are_bradley_terry_also_with_a_margin() -> None:
+    # -log sigmoid(1.5 - 0.2 - m)
+    for margin in (0.0, 0.7):
+        loss, count = _nll([0.2, 1.5], [2, 1], margin=margin)
+        assert (loss, count) == (pytest.approx(-math.log(expit(1.3 - margin))), 1)
+
+
+def test_a_tie_is_half_a_win_each_way() -> None:
+    # both orders of the pair: -log s(d) - log s(-d), smallest at d = 0, where it is 2 ln 2
+    loss, count = _nll([0.9, 0.1], [1, 1])
+    assert (loss, count) == (pytest.approx(-math.log(expit(0.8)) - math.log(expit(-0.8))), 2)
+    assert _nll([0.5, 0.5], [4, 4])[0] == pytest.approx(2 * math.log(2))
+    assert loss > 2 * math.log(2)
+
+
+def test_several_rankings_at_once_equal_a_plain_loop() -> None:
+    draw = np.random.default_rng(0)
+    scores, ranks, ranking, expected, stages = [], [], [], 0.0, 0
+    for index, size in enumerate((2, 5, 3)):
+        s, r = draw.normal(size=size), draw.integers(1, 4, size=size)
+        for i in range(size):
+            runners = [j for j in range(size) if r[j] >= r[i]]
+            if len(runners) > 1:
+                lead = [s[j] + 0.3 * (r[j] > r[i]) for j in runners]
+                expected += logsumexp(lead) - s[i]
+                stages += 1
+        scores += s.tolist()
+        ranks += r.tolist()
+        ranking += [index] * size
+    assert _nll(scores, ranks, ranking, margin=0.3) == (pytest.approx(expected), stages)
+
+
+def test_centring_is_the_pair_form_for_two() -> None:
+    scores = torch.tensor([1.0, 2.0, -1.0, 1.0])
+    value = centring_penalty(scores, ONE.new_tensor([1, 2, 1, 2]), ONE.new_tensor([0, 0, 1, 1]))
+    assert float(value) == pytest.approx((1.0 + 2.0) ** 2 + 0.0)
+
+
+@torch.no_grad()
+def test_scores_are_those_of_separate_sequences() -> None:
+    model = RewardModel(tiny_model(), shift=0.25, scale=2.0)
+    torch.nn.init.normal_(model.head.weight)
+    prompt, answers = np.array([1, 5, 9]), [np.array([4, 2]), np.array([7]), np.array([3, 3, 8])]
+    packed = model.scores(to_torch(pack([group(prompt, answers), group(prompt[:2], answers[:1])])))
+    alone = []
+    for start, answer in [(prompt, a) for a in answers] + [(prompt[:2], answers[0])]:
+        ids = torch.from_numpy(np.concatenate([start, answer]))
+        plain = tiny_model()
+        plain.config._attn_implementation = "eager"
+        hidden = plain.model(ids[None]).last_hidden_state[0, -1]
+        alone.append(float((model.head(hidden) - 0.25) * 2.0))
+    np.testing.assert_allclose(packed.numpy(), alone, atol=1e-5)
+
+
+def test_features_are_the_states_before_each_answer_token() -> None:
+    model = RewardModel(tiny_model())
+    forest = to_torch(pack([group(np.array([1, 5]), [np.array([4, 2]), np.array([7])])]))
+    scores, features = model.scores_and_features(forest)
+    assert scores.shape == (2,)
+    assert features.shape == (3, 16)
+    # the first token of either answer is predicted by the prompt's last: the same state
+    torch.testing.assert_close(features[0], features[2])
+
+
+def test_pair_accuracy_counts_ties_half_and_resamples_prompts() -> None:
+    pairs = scorecard.collect_pairs(
+        [np.array([3.0, 1, 2]), np.array([0.0, 0.0])], [np.array([1, 2, 2]), np.array([1, 2])]
+    )
+    assert len(pairs) == 3  # the tie of the first ranking is no pair
+    result = scorecard.accuracy(pairs)
+    assert result["value"] == pytest.approx((1 + 1 + 0.5) / 3)
+    # only two prompts: a resample holds them 2:0, 1:1 or 0:2, so the interval is their range
+    assert (result["low"], result["high"]) == (0.5, 1.0)
+
+
+def test_calibration_of_a_scorer_that_knows_its_odds() -> None:
+    draw = np.random.default_rng(0)
+    lead = draw.uniform(0, 4, size=20000)
+    won = draw.uniform(size=20000) < expit(lead)
+    zero = np.zeros_like(lead)
+    pairs = scorecard.Pairs(np.where(won, lead, zero), np.where(won, zero, lead), np.arange(20000))
+    assert scorecard.calibration(pairs)["ece"] < 0.01
+    boasting = scorecard.Pairs(pairs.winner * 5, pairs.loser * 5, pairs.prompt)
+    assert scorecard.calibration(boasting)["ece"] > 0.08
+
+
+def test_the_way_to_the_ceiling() -> None:
+    assert scorecard.way_to_ceiling(0.7, 0.75) == pytest.approx(0.8)
+    assert math.isnan(scorecard.way_to_ceiling(0.7, 0.5))
+
+
+@pytest.fixture
+def stage(tmp_path):
+    inputs = {
+        "model": model_artefact(tmp_path / "model"),
+        "feedback": feedback_artefact(tmp_path / "feedback", num=60),
+    }
+    return tmp_path, inputs
+
+
+CONFIG = Config(epochs=3, rankings_per_update=8, lr=3e-3, precision="fp32", heldout_fraction=0.3)
+
+
+def test_the_stage_learns_to_rank_prompts_it_never_saw(stage) -> None:
+    root, inputs = stage
+    first = context(root / "a", **inputs)
+    notes = reward.run(first, CONFIG)
+    # the annotator of this feedback makes no mistake
+    assert notes["figures"]["noise_ceiling"] == 1.0
+    assert notes["figures"]["pair_accuracy"] > 0.95
+    report = json.loads((first.out / "reward.json").read_text())
+    assert report["heldout"]["num_prompts"] + report["train"]["num_prompts"] == 60
+    model = load_reward_model(first.out)
+    trained, _ = reward.split_by_prompt(
+        reward.load_rankings(inputs["feedback"].path), heldout_fraction=0.3, seed=0
+    )
+    trees, _ = reward.encode_rankings(trained, reward.load_tokenizer(first.out), max_tokens=128)
+    scores = np.concatenate(reward.score_trees(model, trees, CONFIG))
+    normal = (scores - model.shift) * model.scale
+    assert normal.mean() == pytest.approx(0, abs=1e-5)
+    assert normal.std() == pytest.approx(1, abs=1e-5)
+
+    second = context(root / "b", **inputs)
+    reward.run(second, CONFIG)
+    names = sorted(path.name for path in first.out.iterdir())
+    assert same_bytes(first.out, second.out, names)
+
+
+def test_feedback_without_any_order_is_refused(stage) -> None:
+    root, inputs = stage
+    path = inputs["feedback"].path / "rankings.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "ranks": [1, 1, 1]}) + "\n" for row in rows))
+    with pytest.raises(DataError, match="all answers tie"):
+        reward.run(context(root / "c", **inputs), CONFIG)
+
+
+def test_a_plain_model_is_not_taken_for_a_reward_model(stage) -> None:
+    _, inputs = stage
+    with pytest.raises(ArtefactError, match="not a reward model"):
+        load_reward_model(artefact(inputs["model"].path, "reward-model").path)
+
+
+def test_document_forests_have_no_answers() -> None:
+    model = RewardModel(tiny_model())
+    assert model.raw_scores(to_torch(pack([document(np.array([1, 2, 3]))]))).shape == (0,)
