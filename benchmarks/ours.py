@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -198,8 +199,9 @@ def run_watched(
         return lines
 
     objective.after_iteration = timed  # type: ignore[method-assign]
-    run = folder / "rung"
-    train(objective, config, StageContext({}, {}, run, run, Silence(), {}))
+    with TemporaryDirectory(dir=folder) as scratch:  # an old checkpoint would be resumed
+        run = Path(scratch)
+        train(objective, config, StageContext({}, {}, run, run, Silence(), {}))
 
 
 RUNS = {"pretrain": run_pretrain, "sft": run_sft, "dpo": run_dpo, "grpo": run_grpo}

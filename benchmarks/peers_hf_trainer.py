@@ -51,15 +51,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--micro", type=int, default=16, help="rows of a microbatch")
+    parser.add_argument("--micro", type=int, default=0, help="rows of a microbatch")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     plan = read_plan(options.folder)
+    micro = options.micro or plan.samples
     watch = Stopwatch(plan.warmup)
     arguments = TrainingArguments(
         output_dir=str(options.folder / "hf_trainer"),
-        per_device_train_batch_size=options.micro,
-        gradient_accumulation_steps=plan.samples // options.micro,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=plan.samples // micro,
         max_steps=plan.warmup + plan.steps,
         learning_rate=LEARNING_RATE,
         use_cpu=True,

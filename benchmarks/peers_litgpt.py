@@ -111,14 +111,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--micro", type=int, default=16, help="rows of a microbatch")
+    parser.add_argument("--micro", type=int, default=0, help="rows of a microbatch")
     options = parser.parse_args()
     plan = read_plan(options.folder)
+    micro = options.micro or plan.samples
     watch = Stopwatch(plan.warmup)
     config = litgpt_config(read_shape(options.folder))
     start = options.folder / "litgpt" / "start"
     write_weights(options.folder / "model", start, config)
-    watch_loss(watch, share=options.micro / plan.samples)
+    watch_loss(watch, share=micro / plan.samples)
     # the final checkpoint comes after the last measured step and reads the command line
     litgpt.pretrain.save_checkpoint = lambda *args, **kwargs: None
     with contextlib.redirect_stdout(sys.stderr):
@@ -133,7 +134,7 @@ def main() -> None:
                 save_interval=None,
                 log_interval=1000,
                 global_batch_size=plan.samples,
-                micro_batch_size=options.micro,
+                micro_batch_size=micro,
                 max_tokens=(plan.warmup + plan.steps) * plan.samples * ROW,
                 max_seq_length=ROW,
                 max_norm=1.0,

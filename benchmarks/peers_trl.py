@@ -173,7 +173,9 @@ def run_grpo(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.Names
         model=str(folder / "model"),
         reward_funcs=even_share,
         args=arguments,
-        train_dataset=Dataset.from_list([{"prompt": words(r["prompt"])} for r in read_samples(folder)]),
+        train_dataset=Dataset.from_list(
+            [{"prompt": words(r["prompt"])} for r in read_samples(folder)]
+        ),
         callbacks=[Clock(watch, answers)],
     )
     trainer.train()

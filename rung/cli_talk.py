@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in token
 TemperatureOption = Annotated[
     float, typer.Option(min=0.0, help="0 always takes the likeliest token.")
 ]
+SystemOption = Annotated[str | None, typer.Option(help="System message.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same text.")]
 
 
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     name: ModelArgument,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    system: SystemOption = None,
     max_new_tokens: TokensOption = 128,
     temperature: TemperatureOption = 0.7,
     seed: SeedOption = 0,
@@ -54,7 +55,10 @@ def generate(
     prompt: Annotated[
         list[str] | None, typer.Option(help="Repeat for several; default: one a line from stdin.")
     ] = None,
-    raw: Annotated[bool, typer.Option(help="Continue the text; no chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text; no chat template.")
+    ] = False,
+    system: SystemOption = None,
     max_new_tokens: TokensOption = 128,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = 0,
@@ -68,12 +72,13 @@ def generate(
     folder = _model_folder(name, store=store)
     prompts = prompt or [line.rstrip("\n") for line in sys.stdin]
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    texts = generate_text(folder, prompts, sampling=sampling, raw=raw)
+    rows = generate_text(folder, prompts, chat=not raw, system=system, sampling=sampling)
+    answers = [(text, row[0]) for text, row in zip(prompts, rows, strict=True)]
     if json:
-        print_json([{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)])
+        print_json([{"prompt": text, "text": a.text, "stopped": a.stopped} for text, a in answers])
         return
-    for text in texts:
-        typer.echo(text)
+    for _, answer in answers:
+        typer.echo(answer.text)
 
 
 def report(
@@ -120,7 +125,7 @@ def write_page(
         show.say(summary(collect_figures(names)))
 
 
-def _model_folder(name: str, *, store: Path | None) -> Any:
+def _model_folder(name: str, *, store: Path | None) -> Path:
     from rung.errors import ArtefactError
     from rung.store.store import Store
 

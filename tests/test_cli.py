@@ -201,6 +201,55 @@ def test_verify_names_the_file_and_gc_makes_room(built):
     assert "1 built, 3 re-used" in built("run", "ladder.yaml", "--no-report").stdout
 
 
+@pytest.fixture
+def tiny(call):
+    """A store with one untrained model, so small that it answers at once."""
+    from rung.model.build import build_model
+    from rung.model.load import save_model
+    from rung.model.shape import ModelConfig, resolve
+    from rung.tokens.bpe import MIN_VOCAB, train_bpe, write_tokenizer
+    from rung.tokens.tokenizer import load_tokenizer
+
+    store = Store()
+    work = store.begin("0" * 64)
+    write_tokenizer(train_bpe(["aaa"], vocab_size=MIN_VOCAB), work.out)
+    shape = resolve(ModelConfig(size="1m", width=64, layers=1, context=128))
+    save_model(build_model(shape, load_tokenizer(work.out), seed=0), work.out)
+    described = {"stage": "pretrain", "config": {}, "parents": {}, "notes": {}}
+    store.set_name("tiny", store.commit(work, kind="model", **described))
+    work.release()
+    return call
+
+
+def test_generate_answers_scripts(tiny):
+    words = ("generate", "tiny", "--max-new-tokens", "30", "--temperature", "1")
+    out = tiny(*words, "--prompt", "a", "--prompt", "b", "--json").stdout
+    rows = json.loads(out)
+    assert [row["prompt"] for row in rows] == ["a", "b"]
+    assert out == tiny(*words, "--json", input="a\nb\n").stdout  # prompts from stdin, same seed
+    assert rows != json.loads(tiny(*words, "--raw", "--json", input="a\nb\n").stdout)
+    assert tiny(*words, "--prompt", "a").stdout.strip("\n") == rows[0]["text"].strip("\n")
+
+
+def test_chat_talks_until_quit(tiny):
+    said = tiny("chat", "tiny", "--max-new-tokens", "3", input="hello\n/quit\n").stdout
+    assert "/quit leaves" in said
+
+
+def test_only_models_talk(built):
+    stderr = built("chat", "text", code=2).stderr
+    assert "text is a corpus, not a model; models: ladder/base, ladder/other" in stderr
+
+
+def test_report_prints_figures_and_writes_the_page(built):
+    built("run", "ladder.yaml", "--no-report", "--until", "base", "--set", "name=short")
+    figures = json.loads(built("report", "short", "--json").stdout)
+    assert figures["figures"]["total_seconds"] >= 0
+    assert [stage["stage"] for stage in figures["stages"]] == ["words", "train"]
+    assert "report: page.html" in built("report", "short", "--out", "page.html").stdout
+    assert "<html" in Path("page.html").read_text()
+
+
 def test_doctor_describes_the_machine(call):
     findings = json.loads(call("doctor", "--json").stdout)
     assert findings["usable_cores"] >= 1

@@ -22,7 +22,9 @@ def draw(sampling: Sampling, count: int = 20000) -> np.ndarray:
     return np.bincount(ids.numpy(), minlength=len(LOGITS)) / count
 
 
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (4, 0.8), (100, 1.0)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (4, 0.8), (2, 0.5), (100, 1.0)]
+)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_equal_the_truncated_softmax(
     top_k: int, top_p: float, temperature: float

@@ -8,8 +8,8 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedModel,
 )
 
@@ -37,7 +37,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": SIZES,
     "qwen3": SIZES,
     "mistral": SIZES | {"sliding_window": 5},
-    "gemma2": SIZES | {"sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma2": SIZES
+    | {"sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5},
     "granite": SIZES | {"logits_scaling": 3.0, "attention_multiplier": 0.2},
     "gpt2": {
         "vocab_size": VOCAB,
@@ -210,7 +211,8 @@ def test_the_model_is_left_as_it_was(llama: PreTrainedModel) -> None:
 
 def test_dropout_is_off_while_generating() -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.9)).train()
+    config = GPT2Config(**FAMILIES["gpt2"], attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    model = GPT2LMHeadModel(config).train()
     prompt = ragged(1)[0]
     out = generate(model, [prompt], Sampling(max_new_tokens=6, temperature=0))
     assert out[0][0].ids.tolist() == greedy_uncached(model.eval(), prompt, 6)
@@ -223,6 +225,13 @@ def test_damaged_weights_are_said_to_be_damaged() -> None:
     for temperature in (0.0, 1.0):
         with pytest.raises(TrainingError, match="not finite"):
             generate(model, [np.array([5])], Sampling(temperature=temperature))
+
+
+def test_bf16_weights_run() -> None:
+    model = tiny("llama").to(torch.bfloat16)
+    prompt = ragged(1)
+    sampling = Sampling(max_new_tokens=5, temperature=0)
+    assert len(generate(model, prompt, sampling)[0][0].ids) == 5
 
 
 def test_bf16_products_run(llama: PreTrainedModel) -> None:

@@ -88,6 +88,7 @@ def test_a_long_conversation_drops_its_oldest_turns_and_says_so(folder: Path) ->
     dropped = [talk.ask("x" * 30, write=lambda piece: None) for _ in range(6)]
     assert dropped[0] == 0
     assert sum(dropped) > 0
+    assert sum(dropped) + len(talk.messages) == 12, "each message is kept or counted once"
     roles = [m["role"] for m in talk.messages]
     assert roles == ["user", "assistant"] * (len(roles) // 2)
 

@@ -1,4 +1,4 @@
-"""Forest attention against each path through the trees alone, run by transformers' own eager code."""
+"""Forest attention against each path through the trees alone, by transformers' own eager code."""
 
 from copy import deepcopy
 

@@ -9,7 +9,7 @@ from stage_corpus import stage_context
 
 from rung.errors import DataError
 from rung.tasks import files
-from rung.text.rows import read_rows
+from rung.text.rows import read_rows, write_rows
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
@@ -130,6 +130,20 @@ def test_wrong_files_are_named(tmp_path):
     (tmp_path / "c.json").write_text('{"prompt": "Hi"}')
     with pytest.raises(DataError, match="holds a list of rows"):
         run(tmp_path, tmp_path / "c.json")
+
+
+def test_rows_are_written_whole_or_not_at_all(tmp_path):
+    def rows():
+        yield {"b": 1, "a": "\u2028 caf\u00e9"}
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_rows(tmp_path / "a.jsonl", rows(), sync=True)
+    assert not (tmp_path / "a.jsonl").exists()
+    write_rows(tmp_path / "a.jsonl", [{"b": 1, "a": "\u2028 caf\u00e9"}], sync=True)
+    expected = '{"a":"\u2028 caf\u00e9","b":1}\n'
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == expected
+    assert [row for _, row in read_rows(tmp_path / "a.jsonl")] == [json.loads(expected)]
 
 
 def test_a_changed_file_is_another_input(tmp_path):

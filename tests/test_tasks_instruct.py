@@ -1,8 +1,10 @@
 """Instruction rows from real docstrings: true, disjoint, balanced, repeatable."""
 
 import json
+import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,10 +14,11 @@ from stage_corpus import PARTS, artefact, stage_context, write_corpus
 from rung.config import parse_config
 from rung.errors import DataError
 from rung.tasks import instruct
-from rung.tasks.entries import clean_signature, clean_summary, defaults, load_library
+from rung.tasks.entries import Entry, clean_signature, clean_summary, defaults, load_library
 from rung.tasks.grade import is_admission, utility
+from rung.tasks.made_up import NameForge
 from rung.tasks.phrasings import PHRASINGS, off_topic_questions
-from rung.tasks.questions import Limits, cut_words, returns_of
+from rung.tasks.questions import Limits, ask, cut_words, returns_of
 from rung.text.rows import read_rows
 
 CONFIG = {"train_rows": 600, "prompts": 120, "heldout_per_cell": 8, "heldout_made_up": 20}
@@ -107,6 +110,35 @@ def test_answers_are_the_truth_and_passages_hold_them(rows):
         elif row["format"] == "module" and truth["exists"]:
             assert f"{truth['name']}" == ".".join(reversed(re.findall(r"`([^`]*)`", answer)))
     assert min(checked[kind] for kind in ("signature", "default", "returns", "explain")) > 3
+
+
+def test_what_a_short_passage_does_not_hold_is_not_asked():
+    def kinds(words, **fields):
+        entry = Entry("m.f", "function", "m", **fields, domain="d", part="instruct")
+        limits = Limits(passage_words=words, prompt_chars=900)
+        asked = [
+            ask(entry, "passage", random.Random(i), limits=limits, modules=[]) for i in range(40)
+        ]
+        return {question.question for question in asked if question}
+
+    doc = "Fine. " * 20 + "Return the list of all things."
+    returns = {"signature": "", "summary": "", "doc": doc}
+    assert kinds(60, **returns) == {"passage_returns"}
+    assert kinds(10, **returns) == set()
+    signature = {"signature": "(a, b, c, d, e, f)", "summary": "", "doc": "Fine."}
+    assert kinds(60, **signature) == {"passage_signature"}
+    assert kinds(3, **signature) == set()
+
+
+def test_made_up_names_are_all_different(corpus):
+    library = load_library([corpus.file("documents.parquet")])
+    forge, draw = NameForge(library), random.Random(0)
+    names = [forge.make(draw).name for _ in range(1500)]
+    assert len(set(names)) == 1500
+    assert not set(names) & library.names
+    few = replace(library, entries=library.entries[:3])
+    with pytest.raises(DataError, match="too few to make up plausible ones"):
+        NameForge(few)
 
 
 def test_prompts_and_answers_are_short(rows):

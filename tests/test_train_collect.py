@@ -85,6 +85,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, inputs, mon
         assert (killed.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
+def test_each_prompt_has_random_numbers_of_its_own(tmp_path, inputs, monkeypatch):
+    keys = []
+    real = collect.generate
+
+    def recorded(model, prompts, *args, **options):
+        keys.extend(options["keys"])
+        return real(model, prompts, *args, **options)
+
+    monkeypatch.setattr(collect, "generate", recorded)
+    collect.run(context(tmp_path, **inputs), CONFIG)
+    assert keys == list(range(11))
+
+
 def test_another_seed_samples_other_answers(tmp_path, inputs):
     texts = []
     for seed in (0, 1):

@@ -1,4 +1,4 @@
-"""The loop: accumulation is exact, a resumed run is the uninterrupted one, bad values are skipped."""
+"""The loop: accumulation is exact, resumed equals uninterrupted, bad values are skipped."""
 
 import json
 import math
@@ -52,9 +52,7 @@ def context(folder: Path) -> StageContext:
 
 
 def tiny_model() -> nn.Module:
-    shape = resolve(
-        ModelConfig(width=16, layers=1, heads=2, kv_heads=2, ffn=24, context=32)
-    )
+    shape = resolve(ModelConfig(width=16, layers=1, heads=2, kv_heads=2, ffn=24, context=32))
     return build_model(shape, Vocabulary(), seed=3)
 
 

@@ -17,7 +17,8 @@ from train_tiny import (
 )
 
 from rung.errors import ArtefactError
-from rung.train.advantage import gae, whiten
+from rung.model.heads import ValueHead
+from rung.train.advantage import explained_variance, gae, whiten
 from rung.train.health import StopRule, correlation, examine
 from rung.train.kl import AdaptiveKL, k1, k3
 from rung.train.loop import train
@@ -128,7 +129,7 @@ def test_first_ratio_is_exactly_one_and_loss_is_that_of_plain_numpy() -> None:
     with torch.no_grad():  # a policy that has left its reference, and a critic that says something
         for parameter in objective.policy.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-        objective.value.outer.bias.fill_(0.3)
+        objective.value.outer.bias.fill_(0.3 / objective.value.gain)
     rollouts = []
     prepare = objective.prepare
     objective.prepare = lambda rollout: rollouts.append(rollout) or prepare(rollout)
@@ -148,11 +149,26 @@ def test_first_ratio_is_exactly_one_and_loss_is_that_of_plain_numpy() -> None:
     values = np.full(len(rewards), 0.3)
     advantages, returns = gae(rewards, values, rollout.lengths, gamma=1.0, lam=0.95)
     n = sum(int(part.count) for part in sums)
-    expected = (-whiten(advantages) + 0.5 * 0.5 * (values - returns) ** 2)[:n].sum()
+    expected = (-whiten(advantages) + 0.05 * 0.5 * (values - returns) ** 2)[:n].sum()
     assert sum(float(part.loss.detach()) for part in sums) == pytest.approx(expected, rel=1e-4)
     kl = np.add.reduceat(-penalty / 0.2, ends + 1 - rollout.lengths).mean()
     assert objective.readings["objective/kl"] == pytest.approx(kl, rel=1e-5)
     assert 0 < rollout.stopped.mean() < 1
+
+
+def test_the_critic_learns_at_a_rate_that_suits_a_policy() -> None:
+    # Return = a linear function of the features plus as much noise: 0.5 can be explained.
+    torch.manual_seed(0)
+    head, weight = ValueHead(64), torch.randn(64) / 8
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-4)
+    for _ in range(60):
+        features = torch.randn(1000, 64)
+        returns = features @ weight + torch.randn(1000)
+        values = head(features)
+        optimizer.zero_grad()
+        value_loss(values, values.detach(), returns, clip=0.5).mean().backward()
+        optimizer.step()
+    assert explained_variance(values.detach().numpy(), returns.numpy()) > 0.2
 
 
 def test_the_bandit_finds_its_best_arm(tmp_path) -> None:
@@ -176,7 +192,14 @@ def test_a_strong_kl_penalty_holds_the_policy(tmp_path) -> None:
 
 def test_resumed_equals_uninterrupted(tmp_path) -> None:
     config = LONG.model_copy(
-        update={"iterations": 6, "checkpoints": 3, "kl_coefficient": 0.1, "kl_gain": 0.5}
+        update={
+            "iterations": 6,
+            "checkpoints": 3,
+            "kl_coefficient": 0.1,
+            "kl_gain": 0.5,
+            "kl_limit": 1e-9,  # every rollout is over it, but patience lasts
+            "kl_patience": 100,
+        }
     )
 
     def run(where, *, die_at=None):
@@ -200,6 +223,8 @@ def test_resumed_equals_uninterrupted(tmp_path) -> None:
     for name, value in whole.modules().state_dict().items():
         assert torch.equal(value, resumed.modules().state_dict()[name]), name
     assert whole.state() == resumed.state()
+    assert whole.state()["over"] == 5  # all but the first, whose KL is 0
+    assert whole.state()["first"]["length"] > 0
     assert whole.kl.coefficient != 0.1
 
 

@@ -92,7 +92,7 @@ class Slots(Cache):
     def move(self, source: list[int], target: list[int], *, length: int) -> None:
         """Copy the first `length` places of slots `source` to slots `target`."""
         for keys in self.keys.values():
-            keys[target, :, : length - 1] = keys[source, :, : length - 1]
+            keys[target, :, :length] = keys[source, :, :length]
         for values in self.values.values():
             values[target, :, :, :length] = values[source, :, :, :length]
 
@@ -189,7 +189,7 @@ def _prompt(
     """Whole prompts with scores bent to (-softcap, softcap), which SDPA cannot; [N, H, Q, D]."""
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
+    scores = query @ key.transpose(2, 3) * scale
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     weights = torch.softmax(scores.float().masked_fill(~mask, float("-inf")), -1)

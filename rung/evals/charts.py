@@ -105,7 +105,13 @@ def over_optimisation_chart(steps: Sequence[Step]) -> Chart | None:
             yaxis="y2",
         ),
     ]
-    second = {"title": {"text": "utility"}, "overlaying": "y", "side": "right", "showgrid": False}
+    second = {
+        "title": {"text": "utility"},
+        "overlaying": "y",
+        "side": "right",
+        "tickformat": ".2f",
+        "showgrid": False,
+    }
     return chart(
         "Reward and truth against distance",
         data,
@@ -137,16 +143,31 @@ def calibration_chart(bins: Sequence[Mapping[str, float]]) -> Chart | None:
 
 
 def forgetting_chart(
-    models: Sequence[str], by_domain: Mapping[str, Sequence[float | None]]
+    models: Sequence[str],
+    made_from: Mapping[str, str],
+    by_domain: Mapping[str, Mapping[str, float]],
 ) -> Chart | None:
-    """Bits per byte of every domain after every stage; by_domain: name -> value a model."""
+    """Bits per byte of every domain after every stage, a line from each model to its children.
+
+    made_from: model -> the model before. by_domain: name -> model -> bits per byte.
+    """
     if len(models) < 2 or not by_domain:
         return None
-    data = [
-        series(models, list(values), name=name, slot=slot, mode="lines+markers")
-        for slot, (name, values) in enumerate(by_domain.items())
-    ]
-    return chart("Bits per byte after each stage", data, y="bits per byte (lower is better)")
+    data = []
+    for slot, (name, values) in enumerate(by_domain.items()):
+        x: list[str | None] = []
+        y: list[float | None] = []
+        for model in (m for m in models if m in values):
+            parent = made_from.get(model, "")
+            if parent in values:
+                x.append(parent)
+                y.append(values[parent])
+            x += [model, None]
+            y += [values[model], None]
+        data.append(series(x, y, name=name, slot=slot, mode="lines+markers"))
+    drawn = chart("Bits per byte after each stage", data, y="bits per byte (lower is better)")
+    drawn["layout"]["xaxis"] |= {"categoryorder": "array", "categoryarray": list(models)}
+    return drawn
 
 
 def bars_chart(

@@ -125,7 +125,9 @@ def gains(ladder: Ladder, artefact: Artefact) -> tuple[list[str], list[str]]:
                 f"wins {percent(wins['value'])} [{100 * wins['low']:.0f}, {100 * wins['high']:.0f}]"
                 f" against {ladder.name(artefact.parents.get('model'))}"
             )
-            (gained if wins["value"] >= 0.5 else lost).append(sentence)
+            if wins["low"] <= 0.5 <= wins["high"]:
+                sentence = f"undecided: {sentence}"
+            (lost if wins["high"] < 0.5 else gained).append(sentence)
     before = ladder.evaluation(ladder.parent(artefact, "model"))
     for change in changes(ladder, before, ladder.evaluation(artefact)):
         if change.certain:

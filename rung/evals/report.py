@@ -137,15 +137,16 @@ def _corpora(named: tables.Named) -> list[str]:
 
 def _text_charts(ladder: Ladder, named: tables.Named) -> list[Chart]:
     models = [name for name, result in named if result.get("likelihood")]
-    by_domain: dict[str, list[float | None]] = {}
-    for corpus in sorted(_corpora(named), key=ladder.name):
-        values: list[float | None] = []
-        for _, result in named:
-            if result.get("likelihood"):
-                part = result["likelihood"].get(corpus)
-                values.append(part["total"]["value"] if part else None)
-        by_domain[ladder.name(corpus)] = values
-    drawn = charts.forgetting_chart(models, by_domain)
+    made_from = {ladder.name(m.id): ladder.name(m.parents.get("model")) for m in ladder.models}
+    by_domain = {
+        ladder.name(corpus): {
+            name: result["likelihood"][corpus]["total"]["value"]
+            for name, result in named
+            if corpus in result.get("likelihood", {})
+        }
+        for corpus in sorted(_corpora(named), key=ladder.name)
+    }
+    drawn = charts.forgetting_chart(models, made_from, by_domain)
     return [drawn] if drawn else []
 
 

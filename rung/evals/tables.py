@@ -53,12 +53,36 @@ def tables_of(report: Mapping[str, Any]) -> list[Table]:
     for key, value in report.items():
         if key in ("dropped", "annotator_config", "settings"):
             continue
+        if key == "domains" and isinstance(value, Mapping):
+            tables.append(_domain_counts(value))
+            continue
         if _is_number(value):
             loose.append([_label(key), _show(value)])
         elif isinstance(value, Mapping) and value:
             tables += _group_tables(_label(key), value)
     head = ["what", "count"]
     return ([Table("Counts", head, loose)] if loose else []) + tables
+
+
+def _domain_counts(domains: Mapping[str, Any]) -> Table:
+    """What a corpus holds of each domain, and how its groups are split."""
+    columns = (
+        ("train", "documents"),
+        ("train", "bytes"),
+        ("heldout", "documents"),
+        ("heldout", "bytes"),
+        ("instruct", "groups"),
+        ("text_only", "groups"),
+        ("nowhere", "groups"),
+    )
+    rows = [
+        [str(name), *(_show(parts.get(part, {}).get(what)) for part, what in columns)]
+        for name, parts in sorted(domains.items())
+        if isinstance(parts, Mapping)
+    ]
+    head = ["domain", *(f"{_label(part)}: {what}" for part, what in columns)]
+    note = "groups are modules or files; a group is in one part only"
+    return _cut(Table("Domains", head, rows, note=note))
 
 
 def _group_tables(title: str, group: Mapping[str, Any]) -> list[Table]:
@@ -83,6 +107,7 @@ def _cut(table: Table) -> Table:
     if len(table.rows) <= MAX_ROWS:
         return table
     note = f"the first {MAX_ROWS} of {len(table.rows)}; report.json of the artefact has all"
+    note = f"{table.note}; {note}" if table.note else note
     return Table(table.title, table.head, table.rows[:MAX_ROWS], note=note)
 
 

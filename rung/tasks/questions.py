@@ -110,12 +110,12 @@ def _passage(entry: Entry, draw: random.Random, *, limits: Limits) -> Question |
     passage = cut_words(f"{entry.name}{entry.signature}\n\n{entry.doc}", limits=limits)
     fields = {"name": entry.name, "passage": passage}
     found: list[Question] = []
-    if entry.signature:
+    if entry.signature and _holds(passage, entry.signature):
         found.append(Question("passage", "passage_signature", fields, _call(entry), passage))
         for argument, default in defaults(entry.signature):
             answer = f"The default of `{argument}` is `{default}`."
             asked = {**fields, "argument": argument}
-            if "`" not in default:
+            if "`" not in default:  # it stands between back-ticks in the answer
                 found.append(Question("passage", "passage_default", asked, answer, passage))
     returns = returns_of(entry.doc)
     if returns and _holds(passage, returns):

@@ -169,6 +169,8 @@ def _imports(tree: ast.Module, *, module: str, is_package: bool) -> Iterator[tup
 
 
 def _exports(tree: ast.Module, source: str) -> frozenset[str] | None:
+    if "__all__" not in source:
+        return None
     names: set[str] = set()
     literal_uses = 0
     for node in tree.body:

@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import platform
+import signal
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +28,11 @@ from rung.text.entry import build_entry, definition_document, module_document, t
 from rung.text.public_names import is_private, public_definitions
 from rung.text.record import Document
 
-SKIPPED_PARTS = frozenset(
+_NO_DOCS = (
     "test tests conftest benchmarks examples vendor vendored third_party externals site-packages "
-    "dist-packages idlelib turtledemo lib2to3 ensurepip pydoc_data distutils antigravity this "
-    "setup".split()  # noqa: SIM905  (a list is 20 lines)
+    "dist-packages idlelib turtledemo lib2to3 ensurepip pydoc_data distutils antigravity this setup"
 )
+SKIPPED_PARTS = frozenset(_NO_DOCS.split())
 """Folders and files that hold no documentation of the package itself."""
 
 GROUP_PARTS = 3  # of a dotted module name; deeper modules are split together with their parent
@@ -199,7 +200,11 @@ def _parse_file(file: _File) -> ModuleDocs | None:
 
 
 def _die_with_parent() -> None:
-    """Ends this worker when its parent is killed; the pool alone would wait for work forever."""
+    """Ends this worker when its parent is killed; the pool alone would wait for work forever.
+
+    Ctrl-C goes to the parent, which stops the pool; a traceback per worker would help nobody.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

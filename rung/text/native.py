@@ -9,12 +9,13 @@ from typing import Any
 from rung.text.docstrings import Definition
 from rung.text.entry import Entry, build_entry
 
-STDLIB = (
+_STDLIB = (
     "array atexit binascii builtins bz2 cmath codecs collections contextvars datetime decimal "
     "errno fcntl functools gc grp hashlib io itertools lzma marshal math mmap operator os pwd "
     "pyexpat re resource select signal socket sqlite3 ssl string struct sys syslog termios "
     "threading time tracemalloc types unicodedata warnings weakref zlib"
-).split()  # noqa: SIM905  (a list is 50 lines)
+)
+STDLIB = tuple(_STDLIB.split())
 """Modules of the standard library with documented C functions; importing them has no effects."""
 
 PACKAGES = {"numpy": ("numpy",)}

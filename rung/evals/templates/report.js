@@ -22,7 +22,7 @@
     const layout = {
       ...rest,
       autosize: true,
-      margin: { l: 56, r: yaxis2 ? 56 : 16, t: 12, b: 44 },
+      margin: { l: 56, r: yaxis2 ? 56 : 16, t: 12, b: 54 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 13, color: colour("--ink") },

@@ -29,7 +29,7 @@ from rung.train.objectives.pretrain import (
 class Config(StreamConfig):
     """Options of `rung continue`."""
 
-    replay: float = Field(0.1, ge=0, lt=1, description="share of old text in every batch")
+    replay_share: float = Field(0.1, ge=0, lt=1, description="share of old text in every batch")
     relative_lr: float = Field(
         0.5, gt=0, description="peak learning rates / those that fit pre-training at this size"
     )
@@ -77,12 +77,12 @@ def build_stream(
     fresh = load_corpus_tokens(path, tokenizer, split="train")
     counts = {"corpus_tokens": fresh.num_tokens, "corpus_documents": len(fresh)}
     old = context.optional("replay")
-    if old is None and config.replay and "replay" in config.model_fields_set:
+    if old is None and config.replay_share and "replay_share" in config.model_fields_set:
         raise DataError(
-            f"replay: {config.replay} needs the old text: name its corpus in the role replay, "
+            f"replay_share: {config.replay_share} needs the old text: name its corpus in the role replay, "
             "or set the share to 0"
         )
-    if old is None or not config.replay:
+    if old is None or not config.replay_share:
         context.progress.say("no replay of old text: earlier domains will be forgotten faster")
         stream: Stream = DocumentStream(
             fresh, seed=config.seed, tokens_per_batch=num_tokens, context=length
@@ -93,7 +93,7 @@ def build_stream(
     stream = MixedStream(
         fresh,
         replay,
-        share=config.replay,
+        share=config.replay_share,
         seed=config.seed,
         tokens_per_batch=num_tokens,
         context=length,
