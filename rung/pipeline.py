@@ -148,7 +148,8 @@ def _build(
             **where_and_when(),
         },
     )
-    gc.collect()  # models of this stage hang in cycles; the next stage needs their memory
+    if meter.seconds > 1:
+        gc.collect()  # models of this stage hang in cycles; the next stage needs their memory
     return artefact
 
 

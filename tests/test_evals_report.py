@@ -75,7 +75,7 @@ def test_figures_are_found_by_lineage(built: Built) -> None:
     figures = collect_figures(built[0])["figures"]
     assert figures["pretrain.heldout_bpb"] == 1.60
     assert figures["pretrain.heldout_bpb_5gram"] == 1.67
-    assert figures["pretrain.heldout_bpb_minus_5gram"] == pytest.approx(-0.07)
+    assert figures["pretrain.heldout_bpb_minus_5gram"] == pytest.approx(-0.07, abs=1e-3)
     assert (figures["continue.fresh_bpb_before"], figures["continue.fresh_bpb_after"]) == (
         2.1,
         1.75,

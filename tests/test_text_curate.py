@@ -86,6 +86,12 @@ def test_counts_examples_and_splits(folder, tmp_path):
     assert notes["figures"]["documents"] == 41
 
 
+def test_a_document_has_one_reason_the_first(folder, tmp_path):
+    (folder / "r_short_too.txt").write_text("hi.")
+    dropped = curate(tmp_path, source={"folder": str(folder)})[1]["dropped"]
+    assert (dropped["too_short"]["count"], dropped["exact_duplicate"]["count"]) == (2, 1)
+
+
 def test_same_bytes_again(folder, tmp_path):
     hashes = []
     for name in ("one", "two"):

@@ -120,6 +120,14 @@ def test_private_definitions_take_their_public_name():
     assert found["pkg.Box"].entries[0].module == "pkg"
 
 
+def test_an_import_into_another_package_does_not_rename():
+    other = read("from apkg import Template", module="a", is_package=True)
+    home = read('class Template: "Doc."', module="apkg")
+    (definition,) = public_definitions([other, home])
+    assert definition.entries[0].name == "apkg.Template"
+    assert definition.entries[0].aliases == ("a.Template",)
+
+
 def test_imports_of_plain_modules_are_no_public_names():
     user = read("from ._impl import helper", module="pkg.user")
     impl = read('def helper(): "Helps."', module="pkg._impl")

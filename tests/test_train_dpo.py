@@ -10,6 +10,7 @@ from train_tiny import context, feedback_artefact, model_artefact, same_bytes, t
 
 from rung.errors import DataError
 from rung.feedback.schema import Ranking
+from rung.model.load import load_model
 from rung.tokens.forest import group
 from rung.train.objectives import dpo
 from rung.train.objectives.dpo import Config, DPOObjective, chosen_nll, dpo_loss, make_pairs
@@ -176,6 +177,9 @@ def test_the_stage_end_to_end(tmp_path) -> None:
     )
     first, second = context(tmp_path / "a", **inputs), context(tmp_path / "b", **inputs)
     notes = dpo.run(first, config)
+    # 6 FLOP per parameter and token to train, 2 for the reference, which ran once in six epochs
+    size = sum(p.numel() for p in load_model(first.out).parameters())
+    assert notes["flops"] == pytest.approx((6 + 2 / 6) * size * notes["tokens"])
     assert notes["figures"]["heldout/loss"] < 0.4
     assert notes["figures"]["heldout/rewards/accuracies"] > 0.9
     dpo.run(second, config)

@@ -189,7 +189,7 @@ def _prompt(
     """Whole prompts with scores bent to (-softcap, softcap), which SDPA cannot; [N, H, Q, D]."""
     shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
-    scores = query @ key.transpose(2, 3) * scale
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     weights = torch.softmax(scores.float().masked_fill(~mask, float("-inf")), -1)

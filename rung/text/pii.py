@@ -106,12 +106,17 @@ def _has_long_number(text: str) -> bool:
     return bool(_LONG_NUMBER.search(text))
 
 
+def _has_long_address(text: str) -> bool:
+    return bool(_HEX_GROUPS.search(text))
+
+
 def _speaks_of_phones(text: str) -> bool:
     return bool(_PHONE_WORD.search(text)) and _has_digits(text)
 
 
 _TWO_DIGITS = re.compile(r"\d\d")
 _LONG_NUMBER = re.compile(r"\d(?:[ -]?\d){11}")
+_HEX_GROUPS = re.compile(r"[0-9A-Fa-f]:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]")
 _PHONE_WORD = re.compile(
     r"\b(phone|telephone|tel|mobile|cell|fax|whatsapp|sms|dial(led)?|text me|number is"
     r"|(call(ed|ing)?|reach(ed)?|ring|contact(ed)?) (me|us|him|her|them|at|on))\b",
@@ -161,17 +166,18 @@ def _detectors() -> Iterator[_Detector]:
     card = r"(?<![\w.,+-])\d(?:[ -]?\d){11,18}(?![\w-]|[.,]\d)"
     yield "card", _has_long_number, re.compile(card), _is_card
     ssn = r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])"
-    yield "ssn", _has("-"), re.compile(ssn), _always
+    yield "ssn", _has_digits, re.compile(ssn), _always
     ipv4 = rf"(?<![\w.])(?<!version )(?:{_BYTE}\.){{3}}{_BYTE}(?![\w.]*\w)"
     yield "ip", _has_digits, re.compile(ipv4), _is_public_address
     ipv6 = r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:])"
-    yield "ip", _has(":"), re.compile(ipv6), _is_public_address
+    yield "ip", _has_long_address, re.compile(ipv6), _is_public_address
     plus = r"(?<![\w+])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"
     plus += r"(?:x\d{1,6})?(?!\w)"
     yield "phone", _has("+"), re.compile(plus), _is_phone
     national = r"(?<![\w.-])(?:\(\d{2,4}\) ?\d{3,4}[ -]\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
-    yield "phone", _has("-"), re.compile(national), _is_phone
-    loose = r"(?<![\w.+-])\(?\d{2,5}\)?(?:[ .-]?\(?\d{2,7}\)?){1,5}(?:x\d{1,6})?(?!\w|\.\d)"
+    yield "phone", _has_digits, re.compile(national), _is_phone
+    loose = r"(?<![\w.+-])\(?\d{2,12}\)?(?:(?:[ .-]|(?<=\)))\(?\d{2,7}\)?){0,5}"
+    loose += r"(?:x\d{1,6})?(?!\w|\.\d)"
     yield "phone", _speaks_of_phones, re.compile(loose), _is_phone_in_context
 
 

@@ -19,6 +19,7 @@ from rung.store.context import Notes, StageContext
 from rung.tasks.grade import is_admission, utility
 from rung.tokens.forest import group, pack
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
+from rung.train.cost import cost_notes
 from rung.train.loop import train
 from rung.train.onpolicy import OnPolicy, OnPolicyConfig
 from rung.train.ranked import cut_by_tokens
@@ -69,10 +70,8 @@ def run_alignment(
             "kl": result.last.get("objective/kl"),
         },
         "counts": {"prompts": len(prompts), "dropped": dropped, "graded": len(graded)},
-        "last": result.last,
-        "stopped": result.stopped,
-        "seconds": result.seconds,
-        "tokens": result.tokens,
+        # Each rollout passes once through generation, policy, reference and reward model.
+        **cost_notes(result, policy, extra_forwards=4 / config.epochs),
     }
 
 

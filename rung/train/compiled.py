@@ -16,7 +16,7 @@ TOKEN_BUCKET = 256  # tokens of a batch are padded to a multiple: few shapes, fe
 def should_compile(config: TrainConfig, *, flops: float, device: torch.device) -> bool:
     """A pure function of config, work and device type, so that a resumed run decides alike."""
     if config.compile != "auto":
-        return config.compile == "on"
+        return config.compile == "always"
     return flops >= (MIN_FLOPS if device.type == "cpu" else MIN_FLOPS * 100)
 
 

@@ -33,7 +33,7 @@ class TrainConfig(Config):
     clip: float = Field(1.0, ge=0, description="largest gradient norm, 0 switches clipping off")
     precision: Precision = Field("auto", description="bf16 where the processor has it, else fp32")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "always", "never"] = Field(
         "auto", description="compile decoder layers; auto: where it pays within this run"
     )
     checkpoints: int = Field(12, ge=0, description="checkpoints in the course of the stage")

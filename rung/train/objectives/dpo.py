@@ -29,6 +29,7 @@ from rung.model.load import context_length, load_model, save_model
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.store.context import Notes, StageContext
 from rung.tokens.tokenizer import load_tokenizer
+from rung.train.cost import cost_notes
 from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
 from rung.train.ranked import EpochOrder, RankedForest, RankedTree, encode_rankings, microbatches
@@ -211,10 +212,7 @@ def run(context: StageContext, config: Config) -> Notes:
     return {
         "figures": {f"heldout/{name}": value for name, value in held.items()},
         "counts": {"train_rankings": len(trees), "heldout_rankings": len(heldout)},
-        "last": result.last,
-        "seconds": result.seconds,
-        "tokens": result.tokens,
-        "stopped": result.stopped,
+        **cost_notes(result, model, extra_forwards=1 / config.epochs),
     }
 
 

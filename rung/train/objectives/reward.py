@@ -28,6 +28,7 @@ from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.store.context import Notes, StageContext
 from rung.tokens.tokenizer import load_tokenizer
 from rung.train import scorecard
+from rung.train.cost import cost_notes
 from rung.train.health import correlation
 from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
@@ -205,7 +206,7 @@ def run(context: StageContext, config: Config) -> Notes:
     }
     save_reward_model(model, context.out, report)
     tokenizer.save_into(context.out)
-    return _notes(context, report, result.seconds, result.tokens)
+    return _notes(context, report, cost_notes(result, model, extra_forwards=0.0))
 
 
 def _require_order(trees: Sequence[RankedTree], which: str) -> None:
@@ -216,7 +217,7 @@ def _require_order(trees: Sequence[RankedTree], which: str) -> None:
         )
 
 
-def _notes(context: StageContext, report: dict[str, Any], seconds: float, tokens: int) -> Notes:
+def _notes(context: StageContext, report: dict[str, Any], cost: dict[str, Any]) -> Notes:
     held = report["heldout"]
     right, ceiling = held["pair_accuracy"], held["noise_ceiling"]
     context.progress.say(
@@ -239,6 +240,5 @@ def _notes(context: StageContext, report: dict[str, Any], seconds: float, tokens
             "heldout_rankings": held["num_prompts"],
             "dropped": report["dropped"],
         },
-        "seconds": seconds,
-        "tokens": tokens,
+        **cost,
     }
