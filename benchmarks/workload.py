@@ -73,11 +73,11 @@ def build_workload(folder: Path, kind: str, shape: Shape, plan: Plan, *, seed: i
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     if kind == "pretrain":
-        rows = rng.integers(NUM_SPECIAL, shape.vocab, (plan.num_samples, ROW + 1))
-        np.save(folder / "rows.npy", rows.astype(np.int64))
+        table = rng.integers(NUM_SPECIAL, shape.vocab, (plan.num_samples, ROW + 1))
+        np.save(folder / "rows.npy", table.astype(np.int64))
     else:
-        rows = list(_SAMPLES[kind](rng, shape.vocab, plan.num_samples))
-        lines = [json.dumps(row) for row in rows]
+        samples = _SAMPLES[kind](rng, shape.vocab, plan.num_samples)
+        lines = [json.dumps(sample) for sample in samples]
         (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     facts = {"kind": kind, "shape": asdict(shape), "plan": asdict(plan), "seed": seed}
     (folder / "workload.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -187,7 +187,7 @@ def _build_tokenizer(vocab: int) -> Any:
     special = {"<pad>": PAD, "</s>": END, "<unk>": UNKNOWN}
     table = special | {f"w{i}": i for i in range(NUM_SPECIAL, vocab)}
     tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )

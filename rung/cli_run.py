@@ -202,14 +202,13 @@ def _print_plan(rows: list["Row"], *, json: bool) -> None:
 
     from rung.progress import show_seconds
 
-    totals = {
-        "seconds": sum(row.seconds or 0.0 for row in rows),
-        "memory_gb": max((row.memory_gb or 0.0 for row in rows), default=0.0),
-        "disk_gb": sum(row.disk_gb or 0.0 for row in rows),
-        "unknown": [r.entry for r in rows if r.status != "re-used" and r.seconds is None],
-    }
+    seconds = sum(row.seconds or 0.0 for row in rows)
+    memory = max((row.memory_gb or 0.0 for row in rows), default=0.0)
+    disk = sum(row.disk_gb or 0.0 for row in rows)
+    unknown = [row.entry for row in rows if row.status != "re-used" and row.seconds is None]
     if json:
-        print_json({"entries": [asdict(row) for row in rows], "total": totals})
+        total = {"seconds": seconds, "memory_gb": memory, "disk_gb": disk, "unknown": unknown}
+        print_json({"entries": [asdict(row) for row in rows], "total": total})
         return
     shown = [
         {
@@ -226,10 +225,10 @@ def _print_plan(rows: list["Row"], *, json: bool) -> None:
         for row in rows
     ]
     print_table(shown, ["entry", "stage", "status", "time", "memory", "disk", "estimate from"])
-    unknown = f", not counting {', '.join(totals['unknown'])}" if totals["unknown"] else ""
+    rest = f"; not counted, as nothing is known yet: {', '.join(unknown)}" if unknown else ""
     typer.echo(
-        f"total {show_seconds(totals['seconds'])}, at most {totals['memory_gb']:.2f} GB of memory, "
-        f"{totals['disk_gb']:.3f} GB of disk{unknown}"
+        f"total {show_seconds(seconds)}, at most {memory:.2f} GB of memory, "
+        f"{disk:.3f} GB of disk{rest}"
     )
 
 

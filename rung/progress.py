@@ -1,5 +1,6 @@
 """Progress for a person: a bar with ETA on a terminal, plain lines everywhere else."""
 
+import math
 import sys
 import time
 from typing import IO, Any
@@ -23,7 +24,8 @@ def show_figures(figures: dict[str, float | str]) -> str:
 def _short(value: float | str) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+    whole = math.isfinite(value) and (abs(value) >= 1000 or float(value).is_integer())
+    return f"{value:,.0f}" if whole else f"{value:.4g}"
 
 
 def show_seconds(seconds: float) -> str:
@@ -38,7 +40,8 @@ class PlainProgress:
     def __init__(self, stream: IO[str], *, every: float = _EVERY):
         self._stream = stream
         self._every = every
-        self._title, self._unit, self._total = "", "", None  # type: str, str, float | None
+        self._title, self._unit = "", ""
+        self._total: float | None = None
         self._start = self._last = time.monotonic()
 
     def start(self, title: str, *, total: float | None = None, unit: str = "") -> None:

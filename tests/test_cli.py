@@ -116,7 +116,7 @@ def test_run_json_is_one_value_and_progress_goes_to_stderr(call):
 def test_dry_run_prints_the_plan_and_builds_nothing(call):
     said = call("run", "ladder.yaml", "--dry-run").stdout
     assert "text    words  build   3.0 s" in said
-    assert "not counting base, other, scores" in said
+    assert "nothing is known yet: base, other, scores" in said
     content = json.loads(call("run", "ladder.yaml", "--dry-run", "--json").stdout)
     assert content["total"]["seconds"] == 3.0
     assert len(content["entries"]) == 4

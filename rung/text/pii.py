@@ -111,7 +111,7 @@ def _has_long_address(text: str) -> bool:
 
 
 def _speaks_of_phones(text: str) -> bool:
-    return bool(_PHONE_WORD.search(text)) and _has_digits(text)
+    return _has_digits(text) and bool(_PHONE_WORD.search(text))
 
 
 _TWO_DIGITS = re.compile(r"\d\d")
