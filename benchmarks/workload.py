@@ -102,7 +102,7 @@ def read_shape(folder: Path) -> Shape:
 
 def words(ids: list[int]) -> str:
     """The text whose token ids are exactly `ids`."""
-    return " ".join("</s>" if i == END else f"w{i}" for i in ids)
+    return " ".join("<pad>" if i == END else f"w{i}" for i in ids)
 
 
 def _lengths(

@@ -77,10 +77,10 @@ def test_ours_is_always_among_the_cells():
 
 
 def test_clock_leaves_out_the_warmup():
-    # Steps end at 10, 12, 15; one of warm-up: (4 + 6) units in 15 - 10 seconds is 2 a second.
-    times = iter([10.0, 12.0, 15.0])
-    watch = stopwatch.Stopwatch(warmup=1, now=lambda: next(times))
-    for units in (100.0, 4.0, 6.0):
+    # Steps end at 5, 10, 12, 15; two of warm-up: (4 + 6) units in 15 - 10 seconds is 2 a second.
+    times = iter([5.0, 10.0, 12.0, 15.0])
+    watch = stopwatch.Stopwatch(warmup=2, now=lambda: next(times))
+    for units in (100.0, 50.0, 4.0, 6.0):
         watch.add_loss(units / 2)  # two microbatches of a step
         watch.add_loss(1.0)
         watch.count(units)

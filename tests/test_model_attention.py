@@ -114,9 +114,7 @@ def test_packed_equals_separate_forward_and_backward(family: str) -> None:
     direction = torch.randn(len(logps), generator=torch.Generator().manual_seed(1))
     (logps * direction).sum().backward()
     (expected * direction).sum().backward()
-    for (name, a), (_, b) in zip(
-        packed.named_parameters(), plain.named_parameters(), strict=True
-    ):
+    for (name, a), (_, b) in zip(packed.named_parameters(), plain.named_parameters(), strict=True):
         scale = float(b.grad.abs().max())
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5 * max(1, scale), rtol=0, msg=name)
 

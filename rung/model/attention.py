@@ -270,7 +270,9 @@ def _forest_attention(
 
 
 @_forest_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, handle: Tensor, scale: float, window: int, softcap: float):
+def _(
+    q: Tensor, k: Tensor, v: Tensor, handle: Tensor, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor]:
     heads, tokens, _ = q.shape
     return (
         q.new_empty((tokens, heads, v.shape[2])),
@@ -343,7 +345,18 @@ def _scatter(parts: list[Tensor], layout: Layout) -> Tensor:
 
 
 @_forest_attention_backward.register_fake
-def _(grad, q, k, v, out, lse, handle, scale, window, softcap):
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    handle: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         q.new_empty(q.shape),
         k.new_empty(k.shape),

@@ -63,7 +63,7 @@ def target_logps(model: PreTrainedModel, forest: TorchForest) -> tuple[Tensor, T
 
 
 def logps_of(head: Head, hidden: Tensor, forest: TorchForest) -> tuple[Tensor, Tensor]:
-    """As `target_logps`, from hidden states [T, W] that the caller needs for something else, too."""
+    """As `target_logps`, from hidden states [T, W] that the caller needs elsewhere, too."""
     rows = hidden.index_select(0, forest.predictor)
     bias = head.bias if head.bias is not None else rows.new_zeros(0)
     return _Logps.apply(rows, head.weight, bias, forest.target, head.scale, head.softcap)
@@ -125,7 +125,15 @@ class _Logps(torch.autograd.Function):
     """Chunked log-softmax at the targets; logits are computed again in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, rows, weight, bias, target, scale, softcap):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        scale: float,
+        softcap: float,
+    ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(rows)
         small, table = rows.to(dtype), weight.to(dtype)
         logp = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
@@ -144,7 +152,7 @@ class _Logps(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias, target = ctx.saved_tensors
         dtype, scale, softcap = ctx.form
         small, table = rows.to(dtype), weight.to(dtype)
@@ -170,7 +178,16 @@ class _WeightedNLL(torch.autograd.Function):
     """Sum of weighted negative log-likelihoods; the gradient is made with the loss, in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, rows, weight, bias, target, weights, scale, softcap):
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weights: Tensor,
+        scale: float,
+        softcap: float,
+    ) -> Tensor:
         dtype = _compute_dtype(rows)
         small, table = rows.to(dtype), weight.to(dtype)
         needs = any(ctx.needs_input_grad)
@@ -192,6 +209,6 @@ class _WeightedNLL(torch.autograd.Function):
         return loss.float()
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias = ctx.saved_tensors
         return rows * grad, weight * grad, bias * grad, None, None, None, None

@@ -55,6 +55,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype = tor
 
     dtype: of the saved floating-point weights; the model itself is not changed.
     """
+    transformers_logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype)

@@ -15,7 +15,7 @@ class Progress(Protocol):
         """Begin a task of `total` units (None when unknown)."""
 
     def update(self, done: float, **figures: float | str) -> None:
-        """`done` units so far; figures such as loss=2.1 or tokens_per_s=4000 are shown beside it."""
+        """`done` units so far; figures such as loss=2.1 are shown beside it."""
 
     def say(self, line: str) -> None:
         """One line the user should keep: a count, a warning, a sample."""
@@ -30,8 +30,7 @@ class StageContext:
 
     inputs: artefact by role; many: artefacts by role where a role takes several.
     out: the folder whose files become the artefact. It must be a pure function of inputs and
-        config: no clocks, host names or timings in it. On a resumed run it holds what an
-        earlier, killed run wrote; a stage overwrites or continues it.
+        config: no clocks, host names or timings in it. It is empty at every start.
     run: scratch that survives kills and is outside the hash: metrics.jsonl, checkpoints/.
     names: role (or "role.0") -> name of the recipe entry or artefact, for messages and tables.
     """
@@ -51,4 +50,4 @@ class StageContext:
 
 
 Notes = dict[str, Any]
-"""What a stage returns: figures for tables and the report. Kept in the manifest, outside the hash."""
+"""What a stage returns: figures for tables and the report; in the manifest, outside the hash."""

@@ -79,8 +79,8 @@ def build_stream(
     old = context.optional("replay")
     if old is None and config.replay_share and "replay_share" in config.model_fields_set:
         raise DataError(
-            f"replay_share: {config.replay_share} needs the old text: name its corpus in the role replay, "
-            "or set the share to 0"
+            f"replay_share: {config.replay_share} needs the old text: name its corpus in the role "
+            "replay, or set the share to 0"
         )
     if old is None or not config.replay_share:
         context.progress.say("no replay of old text: earlier domains will be forgotten faster")
