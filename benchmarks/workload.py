@@ -102,7 +102,7 @@ def read_shape(folder: Path) -> Shape:
 
 def words(ids: list[int]) -> str:
     """The text whose token ids are exactly `ids`."""
-    return " ".join("<pad>" if i == END else f"w{i}" for i in ids)
+    return " ".join("</s>" if i == END else f"w{i}" for i in ids)
 
 
 def _lengths(
@@ -160,7 +160,9 @@ def build_model(folder: Path, shape: Shape, *, seed: int) -> None:
     """A random Llama with tied embeddings and its word tokenizer, as a Hugging Face folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     heads = shape.width // 64
     config = LlamaConfig(

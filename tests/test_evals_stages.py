@@ -205,10 +205,11 @@ def test_whole_documents_are_charged_for_their_end(tokenizer: Tokenizer) -> None
 
 def test_choice_of_questions_is_even_and_seeded() -> None:
     rows = [{"id": f"{f}{i}", "format": f, "split_group": "seen"} for f in "ab" for i in range(20)]
-    chosen = choose_rows(rows, per_cell=5, seed=0)
-    assert [row["format"] for row in chosen] == ["a"] * 5 + ["b"] * 5
-    assert choose_rows(rows[::-1], per_cell=5, seed=0) == chosen
-    assert choose_rows(rows, per_cell=5, seed=1) != chosen
+    rows += [{"id": f"c{i}", "format": "c", "split_group": "made_up"} for i in range(20)]
+    chosen = choose_rows(rows, per_cell=5, made_up=8, seed=0)
+    assert [row["format"] for row in chosen] == ["a"] * 5 + ["b"] * 5 + ["c"] * 8
+    assert choose_rows(rows[::-1], per_cell=5, made_up=8, seed=0) == chosen
+    assert choose_rows(rows, per_cell=5, made_up=8, seed=1) != chosen
 
 
 def item(name: str, *, group: str = "seen", admits: bool = False, utility: float = 0.5) -> dict:

@@ -150,6 +150,7 @@ def test_entropy_is_that_of_the_softmax() -> None:
     model = _model(FAMILIES["llama"], register())
     forest = to_torch(pack([document(np.arange(3, 20))]))
     _, entropy = target_logps(model, forest)
+    model.set_attn_implementation("sdpa")
     logits = model(forest.ids[None]).logits[0, :-1]
     expected = torch.distributions.Categorical(logits=logits).entropy()
     torch.testing.assert_close(entropy, expected, atol=1e-5, rtol=0)

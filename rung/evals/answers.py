@@ -29,8 +29,11 @@ class Answer:
     stopped: bool
 
 
-def choose_rows(rows: Sequence[Row], *, per_cell: int, seed: int) -> list[Row]:
-    """At most `per_cell` rows of each (format, split_group), by a hash of (seed, id)."""
+def choose_rows(rows: Sequence[Row], *, per_cell: int, made_up: int, seed: int) -> list[Row]:
+    """At most `per_cell` rows of each (format, split_group), by a hash of (seed, id).
+
+    made_up: the limit of a cell about made-up functions, whose rates rest on it alone.
+    """
 
     def order(row: Row) -> str:
         return hashlib.sha256(f"{seed}/{row['id']}".encode()).hexdigest()
@@ -38,7 +41,7 @@ def choose_rows(rows: Sequence[Row], *, per_cell: int, seed: int) -> list[Row]:
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=order):
         cell = cells.setdefault((row["format"], row["split_group"]), [])
-        if len(cell) < per_cell:
+        if len(cell) < (made_up if row["split_group"] == "made_up" else per_cell):
             cell.append(row)
     return [row for key in sorted(cells) for row in sorted(cells[key], key=lambda r: r["id"])]
 

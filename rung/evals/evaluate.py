@@ -39,6 +39,9 @@ class Config(rung.config.Config):
     items_per_cell: int = Field(
         40, gt=0, description="questions per format and split group, at most"
     )
+    made_up_items: int = Field(
+        80, gt=0, description="questions about made-up functions, at most: few would say little"
+    )
     temperature: float = Field(
         0.7, ge=0, description="of every answer: the default of `rung chat`; 0 is greedy"
     )
@@ -167,7 +170,12 @@ def _measure_answers(
     if dataset is None:
         result["skipped"].append({"part": "questions", "why": "no dataset was given"})
         return None
-    rows = choose_rows(read_rows_of(dataset), per_cell=config.items_per_cell, seed=config.seed)
+    rows = choose_rows(
+        read_rows_of(dataset),
+        per_cell=config.items_per_cell,
+        made_up=config.made_up_items,
+        seed=config.seed,
+    )
     rows, too_long = split_by_length(
         subject.tokenizer, rows, context=subject.context, max_new_tokens=config.max_new_tokens
     )

@@ -394,14 +394,21 @@ def attend(
     forest: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface. query [1, H, T, D], key and value [1, KV, T, D]."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    """transformers' attention interface. query [1, H, T, D], key and value [1, KV, T, D].
 
-    if forest is None:  # plain calls of a loaded model, such as transformers' own generate
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    The mask is ignored: who sees whom is the forest's.
+    """
+    if forest is None:  # transformers makes no mask for a backend of ours: padding would leak
+        raise RuntimeError(
+            "this model attends to forests; for plain calls first use "
+            "model.set_attn_implementation('sdpa')"
         )
     assert query.shape[0] == 1, "a forest is one flat row"
+    if dropout:
+        raise NotImplementedError(
+            f"forest attention has no dropout, {type(module).__name__} asks for {dropout}; "
+            "set the attention dropout in the model's config.json to 0"
+        )
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"forest attention does not know {name!r} of {module}")
