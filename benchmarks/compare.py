@@ -177,9 +177,11 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parent))
     from rung.model.precision import has_bf16
 
-    if not PEERS_PYTHON.exists():
-        raise SystemExit(f"no peers' environment at {PEERS_PYTHON.parent.parent}; make bench-peers")
     kind, shape, plan = options.kind, SHAPES[options.size], PLANS[options.kind]
+    if not PEERS_PYTHON.exists():
+        raise SystemExit(
+            f"no peers' environment in {PEERS_PYTHON.parents[1]}; `make bench-{kind}` makes it"
+        )
     plan = Plan(options.samples or plan.samples, plan.warmup, options.steps or plan.steps)
     bf16 = has_bf16()
     cells, left_out = pick_cells(kind, options.cells, bf16=bf16)

@@ -53,8 +53,8 @@ class Plan:
 
 
 PLANS = {
-    "pretrain": Plan(samples=16, warmup=1, steps=3),
-    "sft": Plan(samples=16, warmup=2, steps=6),
+    "pretrain": Plan(samples=8, warmup=1, steps=3),
+    "sft": Plan(samples=16, warmup=1, steps=4),
     "dpo": Plan(samples=8, warmup=1, steps=4),
     "grpo": Plan(samples=16, warmup=1, steps=2),
 }

@@ -13,6 +13,7 @@ from rung.evals import numerals
 from rung.evals.changes import changes, versus_parent
 from rung.evals.charts import forgetting_chart, over_optimisation_chart, smooth
 from rung.evals.cost import GPU_FLOPS, cost_of, count_parameters
+from rung.evals.drawing import draw_lineage
 from rung.evals.figures import collect_figures
 from rung.evals.ladder import Ladder
 from rung.evals.overview import gains, overview
@@ -314,3 +315,11 @@ def _look(browser: Any, page: Path, *, width: int, scheme: str) -> None:
     # wide tables scroll inside their frames; the page itself never scrolls sideways
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.close()
+
+
+def test_names_in_the_drawing_are_escaped(built: Built) -> None:
+    drawn = draw_lineage(Ladder({"<b>&": built[0]["text"], "base": built[0]["base"]}))
+    assert "&lt;b&gt;&amp;" in drawn
+    assert "<b>" not in drawn
+    assert drawn.count("<rect") == 2
+    assert drawn.count('class="edge"') == 1

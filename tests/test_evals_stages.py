@@ -14,12 +14,13 @@ import torch
 from rung.errors import DataError
 from rung.evals import evaluate, ngram
 from rung.evals.answers import Answer, choose_rows
-from rung.evals.drift import answer_kl
+from rung.evals.drift import answer_kl, answer_rewards
 from rung.evals.fivegram import train_ngram
 from rung.evals.heldout import HeldoutConfig, HeldoutDocument, document_ids, read_heldout
 from rung.evals.likelihood import cut_windows, document_bits
 from rung.evals.tally import compare, tally_totals
 from rung.model.build import build_model
+from rung.model.heads import RewardModel, save_reward_model
 from rung.model.load import load_model, save_model
 from rung.model.shape import ModelConfig, resolve
 from rung.store.artefact import Artefact, FileEntry
@@ -372,3 +373,28 @@ def test_ngram_counts_a_text_once_however_many_epochs(
 def test_ngram_needs_to_know_how_much_was_seen(ladder: dict[str, Artefact]) -> None:
     with pytest.raises(DataError, match="does not say how many tokens"):
         ngram.seen_tokens(ladder["other"])
+
+
+def test_reward_of_the_answers_is_the_reward_models(
+    ladder: dict[str, Artefact], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = RewardModel(load_model(ladder["base"].path), shift=0.5, scale=2.0)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    prompt, ids = tokenizer.encode("`list.sort`: "), tokenizer.encode("Sort the items")
+    scores = answer_rewards(model, [Answer(prompt, ids[:n], "", True) for n in (1, 2, len(ids))])
+    plain: Any = type(model.backbone).from_pretrained(
+        ladder["base"].path, attn_implementation="eager"
+    )
+    for score, n in zip(scores, (1, 2, len(ids)), strict=True):
+        line = torch.tensor([[*prompt.tolist(), *ids[:n].tolist()]])
+        with torch.inference_mode():
+            hidden = plain.model(input_ids=line).last_hidden_state[0, -1]
+            expected = (float(model.head(hidden)) - 0.5) * 2.0
+        assert score == pytest.approx(expected, abs=1e-4)
+    (tmp_path / "reward").mkdir()
+    save_reward_model(model, tmp_path / "reward", {})
+    judged = {**ladder, "reward": artefact(tmp_path / "reward", "reward-model")}
+    roles = {"model": "base", "dataset": "dataset", "reward": "reward"}
+    evaluate.run(stage_context(tmp_path / "a", judged, **roles), CONFIG)
+    result = read(tmp_path / "a")[0]
+    assert result["reward"]["score"]["n"] == result["instruct"]["totals"]["n"]

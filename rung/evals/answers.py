@@ -94,7 +94,7 @@ def grade(row: Row, answer: Answer) -> dict[str, Any]:
         "id": row["id"],
         "format": row["format"],
         "split_group": row["split_group"],
-        "name": truth["name"],
+        "name": truth["name"] or row["id"],  # users' own rows are about no function
         "exists": bool(truth["exists"]),
         "answer": answer.text,
         "stopped": answer.stopped,
