@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH_INDEX ?=
+PEERS := benchmarks/.peers
 
 .PHONY: quickstart test test-slow lint chromium clean bench-pretrain bench-sft bench-dpo bench-grpo
 
@@ -37,7 +37,14 @@ chromium:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	  && { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1; } || true
 
-bench-pretrain bench-sft bench-dpo bench-grpo: $(VENV)/installed
+# The peers live in an environment of their own.
+$(PEERS)/installed: benchmarks/peers-requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q torch==2.13.0
+	$(PEERS)/bin/pip install -q -r benchmarks/peers-requirements.txt
+	touch $@
+
+bench-pretrain bench-sft bench-dpo bench-grpo: $(VENV)/installed $(PEERS)/installed
 	$(BIN)/python benchmarks/compare.py $(@:bench-%=%)
 
 clean:
