@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pydantic
 
@@ -12,6 +13,10 @@ from rung.model.shape import Shape
 
 class BudgetConfig(Config):
     """Tokens and learning rates; what is not given follows from the size of the model."""
+
+    optimizer: Literal["muon", "adamw"] = pydantic.Field(
+        "muon", description="muon: AdamW has the embeddings and norms only"
+    )
 
     tokens: int | None = pydantic.Field(None, gt=0, description="tokens to train on, in all")
     tokens_per_parameter: float | None = pydantic.Field(
@@ -54,8 +59,10 @@ def resolve_budget(config: BudgetConfig, shape: Shape, *, vocab: int) -> Budget:
 
     20 tokens a parameter is where Hoffmann et al. (2022) found compute best spent. The AdamW rate
     falls as 1 / width, which goes through the rates of Brown et al. (2020, table 2.1) at 768 to
-    2048. Muon's update has the same spectral norm at every width, so its rate stays. The batch
-    grows with the model, from the sizes that table and our small runs used: a rule of thumb.
+    2048. Beside Muon it moves embeddings and norms only, which bear 4.5 times as much: 0.0018 at
+    width 256 left 0.4 nats on the table in 60 steps (docs/training.md). Muon's update has the same
+    spectral norm at every width, so its rate stays. The batch grows with the model, from the sizes
+    that table and our small runs used: a rule of thumb.
     """
     num_parameters = shape.num_parameters(vocab)
     batch = 8192 * (shape.num_body_parameters / 3.2e6) ** 0.72
@@ -69,8 +76,11 @@ def resolve_budget(config: BudgetConfig, shape: Shape, *, vocab: int) -> Budget:
             2 ** min(20, max(12, round(math.log2(batch)))),
             f"{shape.num_body_parameters} parameters",
         ),
-        "learning_rate_muon": (0.02, "default"),
-        "learning_rate_adamw": (6e-4 * 768 / shape.width, f"width {shape.width}"),
+        "learning_rate_muon": (0.015, "default"),
+        "learning_rate_adamw": (
+            (2.7e-3 if config.optimizer == "muon" else 6e-4) * 768 / shape.width,
+            f"width {shape.width}, {config.optimizer}",
+        ),
     }
     values: dict[str, float] = {}
     origins: dict[str, str] = {}

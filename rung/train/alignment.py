@@ -119,8 +119,8 @@ class Grader:
         self.dtype = pick_dtype(config.precision, self.device)
 
     def __call__(self, policy: PreTrainedModel) -> dict[str, float]:
-        """Mean utility, proxy score, stop rate; false claims about what does not exist and
-        refusals of what does, each as a share of its kind."""
+        """Mean utility, proxy score, stop rate; false claims about made-up names and
+        refusals of what exists, each as a share of its kind."""
         sampling = Sampling(
             max_new_tokens=self.config.max_new_tokens,
             temperature=0.0,
@@ -141,8 +141,9 @@ class Grader:
             "eval/stop_rate": float(np.mean([answer.stopped for answer in answers])),
             "eval/mean_length": float(np.mean([len(answer.ids) for answer in answers])),
         }
-        if not exists.all():
-            out["eval/false_claim_rate"] = float((~admits[~exists]).mean())
+        made_up = np.array([prompt.row.get("split_group") == "made_up" for prompt in self.prompts])
+        if made_up.any():
+            out["eval/false_claim_rate"] = float((~admits[made_up]).mean())
         if exists.any():
             out["eval/refusal_rate_on_real"] = float(admits[exists].mean())
         return out

@@ -192,6 +192,7 @@ def plan_budget(config: StreamConfig, shape: Shape, tokenizer: Tokenizer) -> Bud
     """Tokens, batch and learning rates: what the config gives, else what the size implies."""
     return resolve_budget(
         BudgetConfig(
+            optimizer=config.optimizer,
             tokens=config.tokens,
             tokens_per_parameter=config.tokens_per_parameter,
             tokens_per_step=config.tokens_per_step,
