@@ -8,7 +8,6 @@ PEERS := benchmarks/.peers
 
 quickstart: $(VENV)/installed
 	$(BIN)/rung run recipes/quickstart.yaml
-	$(BIN)/rung report recipes/quickstart.yaml
 
 test: $(VENV)/installed-test chromium
 	$(BIN)/python -m pytest

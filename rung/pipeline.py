@@ -157,13 +157,16 @@ def _build(
 def _explain(entry: Entry, *, work: Work) -> Iterator[None]:
     """Say which stage failed, what is kept, and how to go on."""
     what = f"{entry.name} ({entry.stage.command})"
-    kept = "finished stages and checkpoints are kept: run the same command again to go on"
+    kept = "finished stages and checkpoints are kept"
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted in {what}; {kept}") from None
+        raise Interrupted(f"interrupted in {what}; {kept}: run it again to go on") from None
+    except Interrupted as error:
+        error.add_note(f"in {what}; {kept}: run the same command again to go on")
+        raise
     except RungError as error:
-        error.add_note(f"in {what}; {kept}")
+        error.add_note(f"in {what}; {kept}: mend the cause, then run the same command again")
         raise
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):

@@ -101,7 +101,7 @@ def test_budget_follows_from_the_size_and_can_be_overridden() -> None:
     assert budget.tokens == 20 * 4_262_144
     assert budget.tokens_per_step == 8192
     assert budget.num_steps == -(-budget.tokens // 8192)
-    assert budget.learning_rate_adamw == pytest.approx(1.8e-3)
+    assert budget.learning_rate_adamw == pytest.approx(2.7e-3 * 768 / 256)
     given_ = resolve_budget(BudgetConfig(tokens=10**6, learning_rate_muon=0.01), shape, vocab=4096)
     assert (given_.tokens, given_.learning_rate_muon) == (10**6, 0.01)
     assert given_.origins["tokens"] == "override"

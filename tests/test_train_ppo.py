@@ -123,8 +123,10 @@ def test_adaptive_coefficient() -> None:
 LONG = CONFIG.model_copy(update={"max_new_tokens": 5, "missing_stop_penalty": 0.5})
 
 
-def test_first_ratio_is_exactly_one_and_loss_is_that_of_plain_numpy() -> None:
-    config = LONG.model_copy(update={"kl_coefficient": 0.2, "microbatch_tokens": 64})
+@pytest.mark.parametrize("group_baseline", [False, True])
+def test_first_ratio_is_exactly_one_and_loss_is_that_of_plain_numpy(group_baseline: bool) -> None:
+    changes = {"kl_coefficient": 0.2, "microbatch_tokens": 64, "group_baseline": group_baseline}
+    config = LONG.model_copy(update=changes)
     objective = build(config, stop_ids=(2, 5))
     with torch.no_grad():  # a policy that has left its reference, and a critic that says something
         for parameter in objective.policy.parameters():
@@ -145,7 +147,10 @@ def test_first_ratio_is_exactly_one_and_loss_is_that_of_plain_numpy() -> None:
     penalty = -0.2 * (rollout.flat(rollout.logps) - rollout.flat(rollout.reference))
     rewards = penalty.copy()
     ends = np.cumsum(rollout.lengths) - 1
-    rewards[ends] += rollout.scores - 0.5 * (1 - rollout.stopped)
+    scores = (rollout.scores - 0.5 * (1 - rollout.stopped)).reshape(-1, config.answers_per_prompt)
+    if group_baseline:
+        scores = scores - scores.mean(1, keepdims=True)
+    rewards[ends] += scores.reshape(-1)
     values = np.full(len(rewards), 0.3)
     advantages, returns = gae(rewards, values, rollout.lengths, gamma=1.0, lam=0.95)
     n = sum(int(part.count) for part in sums)

@@ -81,6 +81,12 @@ class Config(BaseConfig):
         description="share of prompts.jsonl on made-up names; above a third of "
         "the closed-book prompts, refusing everything becomes the best policy",
     )
+    coined: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="share of made-up names with a coined word; the others recombine real words",
+    )
     heldout_names: float = Field(0.08, gt=0, lt=1, description="share of names kept for heldout")
     prompt_names: float = Field(0.22, ge=0, lt=1, description="share of names kept for prompts")
     train_mix: Mix = Field(Mix(), description="formats of train.jsonl")
@@ -196,7 +202,7 @@ def build_train(
 
 def _forge(library: Library, config: Config) -> NameForge | None:
     wanted = (config.heldout_made_up, config.train_made_up, config.prompts_made_up)
-    return NameForge(library) if any(wanted) else None
+    return NameForge(library, coined=config.coined) if any(wanted) else None
 
 
 def _off_topic(config: Config) -> list[str]:

@@ -11,23 +11,37 @@ TRIES = 200  # draws for one name before giving up
 _CAMEL = re.compile(r"[A-Z][a-z0-9]+|[A-Z]+(?![a-z])")
 
 
+# Syllables of coined words; their sounds are common in English, the words are not.
+_ONSETS = "bl br cr dr fl fr gl gr kl m n pl pr qu sk sn sp st str thr tr v w y z".split()
+_VOWELS = "a e i o u oo ee ai".split()
+_CODAS = "b ck d g k lf m mp n nk p rg rk rv sk t x zz".split()
+
+
 @dataclass(frozen=True)
 class MadeUp:
-    """A name that does not exist: `statistics.merge_hidden_states`, short `merge_hidden_states`."""
+    """A name that does not exist: `statistics.merge_hidden_states`, short `merge_hidden_states`.
+
+    kind: "recombined" (real words, hard to tell) or "coined" (a word of no language in it, such
+    as `json.load_snorvazz`).
+    """
 
     name: str
     short: str
+    kind: str
 
 
 class NameForge:
     """Joins the module of one package to words from names of another; never the same name twice.
 
+    A share `coined` of the names has a coined word for its tail. Knowing that such a name is wrong
+    takes a sense for words; for the others it takes knowing the library. Both are counted apart.
     Functions (`zipfile.normalize_logits`), classes (`textwrap.TokenEncoder`) and methods
     (`json.JSONEncoder.resize_axis`) in the proportions that the library has. A short name that
     occurs as a word anywhere in the corpora is not used: not all that exists is documented.
     """
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, *, coined: float = 0.0) -> None:
+        self._coined = coined
         self._entries = library.entries
         self._taken = set(library.names)
         self._identifiers = library.identifiers
@@ -64,10 +78,21 @@ class NameForge:
         if not self._one_domain and like.domain in (a.domain, b.domain):
             return None
         words = [*head[: draw.randrange(1, len(head))], *tail[draw.randrange(1, len(tail)) :]]
+        kind = "recombined"
+        if draw.random() < self._coined:
+            word = coin_word(draw)
+            words = [*head[:1], word.capitalize() if like.kind == "class" else word]
+            kind = "coined"
         last = ("" if like.kind == "class" else "_").join(words)
         owner = like.name.rpartition(".")[0]  # the module, or the class of a method
         name = f"{owner}.{last}"
-        return MadeUp(name, name.removeprefix(like.module + "."))
+        return MadeUp(name, name.removeprefix(like.module + "."), kind)
+
+
+def coin_word(draw: random.Random) -> str:
+    """A word of two or three syllables that means nothing: "snorvazz", "plaimookeg"."""
+    syllables = [draw.choice(_ONSETS) + draw.choice(_VOWELS) for _ in range(draw.choice((2, 2, 3)))]
+    return "".join(syllables) + draw.choice(_CODAS)
 
 
 def _words(entry: Entry) -> list[str]:

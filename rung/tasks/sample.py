@@ -67,5 +67,7 @@ def made_up_rows(source: Source, forge: NameForge | None, *, num: int, side: str
     for _ in range(num if forge else 0):
         assert forge is not None
         made = forge.make(draw)
-        rows.append(make_unknown_row(made.name, made.short, draw=draw, heldout=side == "heldout"))
+        row = make_unknown_row(made.name, made.short, draw=draw, heldout=side == "heldout")
+        row["truth"]["made_up"] = made.kind
+        rows.append(row)
     return rows

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 
@@ -91,7 +92,7 @@ def run(context: StageContext, config: Config) -> Notes:
         context.progress.update(index + 2, step=name)
     table = frame.sort("rank").to_arrow()
     report = summarise(table) | {"read": read}
-    kept = table.filter(pa.compute.is_null(table.column("reason"))).select(COLUMNS)
+    kept = table.filter(pc.is_null(table.column("reason"))).select(COLUMNS)
     _check_kept(kept, report)
     context.out.mkdir(parents=True, exist_ok=True)
     _write(kept, report, context)

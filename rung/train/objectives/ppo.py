@@ -23,7 +23,14 @@ from rung.model.attention import TorchForest
 from rung.model.forward import target_logps
 from rung.model.heads import ValueHead
 from rung.store.context import Notes, StageContext
-from rung.train.advantage import answer_sums, at_last_token, explained_variance, gae, whiten
+from rung.train.advantage import (
+    answer_sums,
+    at_last_token,
+    explained_variance,
+    gae,
+    group_advantages,
+    whiten,
+)
 from rung.train.alignment import run_alignment
 from rung.train.kl import AdaptiveKL, k1
 from rung.train.loop import LossSums
@@ -40,6 +47,11 @@ class Config(OnPolicyConfig):
     gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda")
     clip_range: float = Field(0.2, gt=0, description="how far a ratio may leave 1")
+    group_baseline: bool = Field(
+        False,
+        description="take the mean score of a prompt's answers off their scores: the critic is "
+        "left with what differs within a prompt",
+    )
     value_clip: float = Field(0.5, gt=0, description="how far a value may move in a rollout")
     # Adam takes no notice of it, but clipping does: a large one would scale the policy's step down.
     value_weight: float = Field(0.05, ge=0, description="weight of the value loss")
@@ -92,6 +104,8 @@ class PPOObjective(OnPolicy[Batch]):
             [k1(a, b) for a, b in zip(rollout.logps, rollout.reference, strict=True)]
         )
         scores = rollout.scores - config.missing_stop_penalty * ~rollout.stopped
+        if config.group_baseline:
+            scores, _ = group_advantages(scores, config.answers_per_prompt, scale_by_std=False)
         rewards = penalty + at_last_token(scores, lengths)
         with torch.no_grad():
             old_values = [self.value(features) for features in rollout.features]

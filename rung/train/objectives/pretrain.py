@@ -6,11 +6,11 @@ equation 1); the batch is a forest of documents, so none sees another.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -56,6 +56,12 @@ class Config(StreamConfig):
 
     model: ModelConfig = Field(ModelConfig(), description="the size dial and its overrides")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of matrices")
+
+    @model_validator(mode="after")
+    def _has_a_shape(self) -> Self:
+        """A size that does not exist is refused with the recipe, not after curation."""
+        resolve(self.model)
+        return self
 
 
 class StreamObjective(Objective[TorchForest]):
