@@ -161,7 +161,9 @@ def _explain(entry: Entry, *, work: Work) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted in {what}; {kept}: run it again to go on") from None
+        raise Interrupted(
+            f"interrupted in {what}; {kept}: run the same command again to go on"
+        ) from None
     except Interrupted as error:
         error.add_note(f"in {what}; {kept}: run the same command again to go on")
         raise

@@ -261,7 +261,9 @@ def test_doctor_describes_the_machine(call):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_ends_with_130_and_says_how_to_go_on(tmp_path, number):
     (tmp_path / "ladder.yaml").write_text(RECIPE)
+    # a suite that runs in the background inherits an ignored SIGINT, which Python respects
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "import rung.stages; from toy.table import STAGES; rung.stages.STAGES.update(STAGES); "
         "from rung.cli import main; main()"
     )

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = load_tokenizer(path)
     shape = resolve(ModelConfig(size="1m", width=64, layers=1, context=CONTEXT))
     model = build_model(shape, tokenizer, seed=0)
+    model.set_attn_implementation("sdpa")
     prompt = render(tokenizer, [{"role": "user", "content": "price?"}], generation_prompt=True).ids
     answer = np.append(tokenizer.encode(ANSWER), tokenizer.end)
     ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]

@@ -60,6 +60,7 @@ def test_weights_have_the_deviations_they_should() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_first_loss_is_that_of_a_uniform_guess(tied: bool) -> None:
     model = build_model(resolve(ModelConfig(size="1m", tied=tied)), Ids(), seed=0)
+    model.set_attn_implementation("sdpa")
     ids = torch.randint(3, 512, (4, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = model(input_ids=ids).logits[:, :-1]

@@ -12,9 +12,54 @@ _CAMEL = re.compile(r"[A-Z][a-z0-9]+|[A-Z]+(?![a-z])")
 
 
 # Syllables of coined words; their sounds are common in English, the words are not.
-_ONSETS = "bl br cr dr fl fr gl gr kl m n pl pr qu sk sn sp st str thr tr v w y z".split()
-_VOWELS = "a e i o u oo ee ai".split()
-_CODAS = "b ck d g k lf m mp n nk p rg rk rv sk t x zz".split()
+_ONSETS = [
+    "bl",
+    "br",
+    "cr",
+    "dr",
+    "fl",
+    "fr",
+    "gl",
+    "gr",
+    "kl",
+    "m",
+    "n",
+    "pl",
+    "pr",
+    "qu",
+    "sk",
+    "sn",
+    "sp",
+    "st",
+    "str",
+    "thr",
+    "tr",
+    "v",
+    "w",
+    "y",
+    "z",
+]
+_VOWELS = ["a", "e", "i", "o", "u", "oo", "ee", "ai"]
+_CODAS = [
+    "b",
+    "ck",
+    "d",
+    "g",
+    "k",
+    "lf",
+    "m",
+    "mp",
+    "n",
+    "nk",
+    "p",
+    "rg",
+    "rk",
+    "rv",
+    "sk",
+    "t",
+    "x",
+    "zz",
+]
 
 
 @dataclass(frozen=True)
