@@ -10,7 +10,7 @@ from rung.errors import ConfigError
 
 
 class Config(pydantic.BaseModel):
-    """A typed, frozen record. Each field has a default that runs and a description with its unit."""
+    """A typed, frozen record: fields with defaults that run, and descriptions with units."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

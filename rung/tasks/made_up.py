@@ -12,54 +12,9 @@ _CAMEL = re.compile(r"[A-Z][a-z0-9]+|[A-Z]+(?![a-z])")
 
 
 # Syllables of coined words; their sounds are common in English, the words are not.
-_ONSETS = [
-    "bl",
-    "br",
-    "cr",
-    "dr",
-    "fl",
-    "fr",
-    "gl",
-    "gr",
-    "kl",
-    "m",
-    "n",
-    "pl",
-    "pr",
-    "qu",
-    "sk",
-    "sn",
-    "sp",
-    "st",
-    "str",
-    "thr",
-    "tr",
-    "v",
-    "w",
-    "y",
-    "z",
-]
-_VOWELS = ["a", "e", "i", "o", "u", "oo", "ee", "ai"]
-_CODAS = [
-    "b",
-    "ck",
-    "d",
-    "g",
-    "k",
-    "lf",
-    "m",
-    "mp",
-    "n",
-    "nk",
-    "p",
-    "rg",
-    "rk",
-    "rv",
-    "sk",
-    "t",
-    "x",
-    "zz",
-]
+_ONSETS = ("bl", "br", "cr", "dr", "fl", "gr", "kl", "m", "pl", "qu", "sk", "sn", "thr", "v", "z")
+_VOWELS = ("a", "e", "i", "o", "u", "oo", "ee", "ai")
+_CODAS = ("b", "ck", "d", "g", "k", "lf", "m", "mp", "n", "nk", "p", "rg", "rk", "sk", "x", "zz")
 
 
 @dataclass(frozen=True)
