@@ -2,7 +2,7 @@
 
 A query sees its own segment causally and all of its ancestors, nothing else. Segments of like
 lengths are gathered into padded groups and attended to by plain batched matrix products, which at
-training lengths beat the CPU's flash backward (docs/performance.md). One opaque operator hides the
+training lengths beat the CPU's flash backward (docs/training.md). One opaque operator hides the
 gathering, so that a compiled decoder layer has no graph break and no shape that changes.
 
     H heads, T tokens of the forest, D head width, G rows of a group, L padded length
