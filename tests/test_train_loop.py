@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from train_tiny import context
 
 from rung.errors import Interrupted, TrainingError
 from rung.model.attention import TorchForest, to_torch
 from rung.model.build import build_model
 from rung.model.forward import weighted_nll
 from rung.model.shape import ModelConfig, resolve
-from rung.store.context import StageContext
 from rung.store.runlog import read_metrics
 from rung.tokens.forest import Tree, document, pack
 from rung.train.loop import EarlyStop, LossSums, Objective, train
@@ -28,27 +28,8 @@ from rung.train.state import copy_weights
 VOCAB = 64
 
 
-class Silent:
-    """A progress line that only remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def start(self, title: str, *, total: float | None = None, unit: str = "") -> None: ...
-    def update(self, done: float, **figures: float | str) -> None: ...
-    def finish(self) -> None: ...
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 class Vocabulary:
     vocab_size, bos, pad, stop_ids = VOCAB, 1, 0, (2, 1)
-
-
-def context(folder: Path) -> StageContext:
-    (folder / "out").mkdir(parents=True, exist_ok=True)
-    (folder / "run").mkdir(exist_ok=True)
-    return StageContext({}, {}, folder / "out", folder / "run", Silent(), {})
 
 
 def tiny_model() -> nn.Module:

@@ -55,7 +55,6 @@ class Objective(Generic[B]):
     """
 
     name = "objective"
-    unit = "tokens"
 
     def modules(self) -> nn.Module:
         """What is trained and checkpointed (frozen parameters inside are kept, not trained)."""

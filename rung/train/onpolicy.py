@@ -59,7 +59,6 @@ class OnPolicy(Objective[B]):
     reference was within the limit are kept, checkpointed, and put back when the stop rule fires.
     """
 
-    unit = "rollouts"
     config: OnPolicyConfig
 
     def __init__(
