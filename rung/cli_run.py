@@ -230,6 +230,11 @@ def _print_plan(rows: list["Row"], *, json: bool) -> None:
         f"total {show_seconds(seconds)}, at most {memory:.2f} GB of memory, "
         f"{disk:.3f} GB of disk{rest}"
     )
+    if any("rates" in row.basis for row in rows):
+        typer.echo(
+            "rates: measured on 2 cores, training scaled to the matrix products of this machine; "
+            "right within a factor of two at best"
+        )
 
 
 def _known(value: float | None, show: Any) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import rung
 from rung.config import Config
 from rung.errors import Interrupted, ResourceError, RungError
+from rung.estimate import Estimates
 from rung.meter import Meter
-from rung.plan import check_disk, estimate_cost, parent_ids, prepare, recipe_key
+from rung.plan import check_disk, parent_ids, prepare, recipe_key
 from rung.progress import show_seconds
 from rung.recipe import Entry, Recipe
 from rung.store.artefact import Artefact
@@ -43,6 +44,7 @@ def run(
     """
     configs = prepare(recipe, store, until=until)
     outcomes: dict[str, Outcome] = {}
+    estimates = Estimates(recipe, store, configs)
     with store.shared():
         for name, config in configs.items():
             entry = recipe.entries[name]
@@ -50,7 +52,9 @@ def run(
                 role: [outcomes[r].artefact if r in outcomes else store.open(r) for r in some]
                 for role, some in entry.inputs.items()
             }
-            outcome = _reach(entry, config, inputs, recipe=recipe, store=store, progress=progress)
+            outcome = _reach(
+                entry, config, inputs, estimates=estimates, store=store, progress=progress
+            )
             outcomes[name] = outcome
             store.set_name(recipe.artefact_name(name), outcome.artefact)
             progress.say(describe(outcome))
@@ -72,7 +76,7 @@ def _reach(
     config: Config,
     inputs: Mapping[str, Sequence[Artefact]],
     *,
-    recipe: Recipe,
+    estimates: Estimates,
     store: Store,
     progress: Progress,
 ) -> Outcome:
@@ -84,9 +88,9 @@ def _reach(
         for some in inputs.values():
             for one in some:
                 store.checked(one)
-        cost = estimate_cost(entry, config, inputs, recipe=recipe, past={})
+        disk = estimates.of_entry(entry.name).get("disk_gb")
         what = f"{entry.name} ({entry.stage.command})"
-        check_disk(store, needed_gb=cost.get("disk_gb"), what=what)
+        check_disk(store, needed_gb=disk, what=what)
         progress.say(f"{what} ...")
         work = store.begin(key)
         try:

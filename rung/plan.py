@@ -3,17 +3,16 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rung.config import Config, did_you_mean
 from rung.errors import ArtefactError, ConfigError, ResourceError
+from rung.estimate import Estimates, last_of_each_stage
 from rung.recipe import Entry, Recipe, parse_entry
 from rung.stages import Stage
 from rung.store.artefact import Artefact, digest
 from rung.store.store import Store
 
 _LEAST_DISK_GB = 0.1
-_FIGURES = ("seconds", "memory_gb", "disk_gb")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ def parent_ids(entry: Entry, inputs: Mapping[str, Sequence[Artefact]]) -> dict[s
 def make_plan(recipe: Recipe, store: Store, *, until: str | None = None) -> list[Row]:
     """What a run would do, entry by entry. Runs nothing; completes a commit cut short at most."""
     configs = prepare(recipe, store, until=until)
-    past = _past(store)
+    estimates = Estimates(recipe, store, configs)
+    past = last_of_each_stage(store.artefacts())
     built: dict[str, Artefact | None] = {}
     rows = []
     for name, config in configs.items():
@@ -139,50 +139,10 @@ def make_plan(recipe: Recipe, store: Store, *, until: str | None = None) -> list
         if (artefact := built[name]) is not None:
             rows.append(Row(name, entry.stage.command, "re-used", artefact.id, seconds=0.0))
             continue
-        figures = estimate_cost(entry, config, known, recipe=recipe, past=past)
-        rows.append(
-            Row(name, entry.stage.command, "resume" if resumes else "build", None, **figures)
-        )
+        status = "resume" if resumes else "build"
+        cost = estimates.cost(entry, past=past)
+        rows.append(Row(name, entry.stage.command, status, None, **cost))
     return rows
-
-
-def estimate_cost(
-    entry: Entry,
-    config: Config,
-    parents: Mapping[str, Sequence[Artefact]],
-    *,
-    recipe: Recipe,
-    past: Mapping[str, Artefact],
-) -> dict[str, Any]:
-    """seconds, memory_gb, disk_gb and whose figures they are, from the best source there is.
-
-    In this order, figure by figure: the stage's own `estimate(config, notes of built parents)`,
-    the last artefact that the same stage built here, the `measured` table of the recipe.
-    """
-    estimate = getattr(entry.stage.load(), "estimate", None)
-    notes = {role: [dict(a.notes) for a in some] for role, some in parents.items()}
-    sources = [("stage", (estimate(config, notes) or {}) if estimate else {})]
-    if (last := past.get(entry.stage.command)) is not None:
-        disk = sum(file.size for file in last.files.values()) / 1e9
-        memory = last.notes.get("peak_rss_gb")
-        seconds = last.notes.get("seconds")
-        sources.append(("last run", {"seconds": seconds, "memory_gb": memory, "disk_gb": disk}))
-    sources.append(("recipe", dict(recipe.measured.get(entry.name, {}))))
-    found: dict[str, Any] = {}
-    basis = []
-    for figure in _FIGURES:
-        for name, figures in sources:
-            if figures.get(figure) is not None:
-                found[figure] = float(figures[figure])
-                basis.append(name)
-                break
-    return {**found, "basis": ", ".join(dict.fromkeys(basis))}
-
-
-def _past(store: Store) -> dict[str, Artefact]:
-    """The latest artefact of each stage command in this store."""
-    artefacts = sorted(store.artefacts(), key=lambda a: str(a.notes.get("time", "")))
-    return {artefact.stage: artefact for artefact in artefacts}
 
 
 def check_disk(store: Store, *, needed_gb: float | None, what: str) -> None:

@@ -28,6 +28,8 @@ LAYERS = [
     "meter",
     "yamlfile",
     "recipe",
+    "rates",
+    "estimate",
     "plan",
     "pipeline",
     "cli_output",

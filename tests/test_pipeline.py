@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from toy.table import RECIPE, STAGES
 
 import rung.plan
 from rung.errors import ArtefactError, ConfigError, Interrupted, ResourceError, RungError
+from rung.estimate import Estimates
 from rung.pipeline import run
-from rung.plan import make_plan
+from rung.plan import make_plan, prepare
 from rung.progress import PlainProgress
 from rung.recipe import load_recipe
 from rung.store import durable, work
@@ -200,6 +202,20 @@ def test_the_plan_says_what_is_known(page, tmp_path, started):
     assert rows["other"].basis == "last run"
     assert rows["other"].seconds == store.open("base").notes["seconds"]
     assert rows["scores"].seconds is None
+
+
+def test_an_estimate_is_corrected_by_the_last_run(page, tmp_path):
+    store = Store(tmp_path / "store")
+    go(page, store, until="text")
+    last = replace(store.open("text"), notes={"seconds": 6.0, "peak_rss_gb": 0.5})
+    size = sum(file.size for file in last.files.values())
+    recipe = load_recipe(page, overrides=["text.count=90"], stages=STAGES)
+    estimates = Estimates(recipe, store, prepare(recipe, store, until="text"))
+    # 30 words were estimated at 3 s and took 6: three times as many are estimated at 9 and take 18
+    assert estimates.cost(recipe.entries["text"], past={"words": last}) == {
+        "seconds": pytest.approx(18.0), "memory_gb": 0.5, "disk_gb": pytest.approx(3 * size / 1e9),
+        "basis": "stage and last run, last run",
+    }  # fmt: skip
 
 
 def test_the_recipes_own_figures_are_the_last_resort(page, tmp_path):
