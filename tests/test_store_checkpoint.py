@@ -145,13 +145,6 @@ def test_older_ones_stay_when_the_new_one_does_not_read_back(tmp_path, monkeypat
     assert checkpoint.latest_valid(tmp_path).step == 1
 
 
-def test_rolling_back_forgets_what_came_later(tmp_path):
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, write(str(step)), keep=3)
-    checkpoint.drop_after(tmp_path, 1)
-    assert checkpoint.latest_valid(tmp_path).step == 1
-
-
 def test_metrics_survive_a_torn_line_and_are_not_doubled(tmp_path):
     log = RunLog(tmp_path)
     for step in range(5):

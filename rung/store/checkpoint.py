@@ -74,16 +74,6 @@ def latest_valid(folder: Path) -> Found:
     return Found(step=0, path=None, skipped=tuple(skipped))
 
 
-def drop_after(folder: Path, step: int) -> None:
-    """Remove checkpoints later than `step`: after a roll-back they hold a state to forget."""
-    for later in _steps(folder):
-        if later > step:
-            for suffix in ("", ".old"):
-                shutil.rmtree(folder / f"step-{later}{suffix}", ignore_errors=True)
-    if folder.is_dir():
-        sync_folder(folder)
-
-
 def _put(temporary: Path, target: Path) -> None:
     """Rename into place. A checkpoint of the same step steps aside first and stays findable."""
     aside = target.with_name(target.name + ".old")
