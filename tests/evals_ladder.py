@@ -33,6 +33,30 @@ BPB = {  # on text, on fresh
     "grpo": (1.73, 1.83),
 }
 
+PROMISED = (
+    "total_seconds",
+    "peak_rss_gb",
+    "pretrain.heldout_bpb",
+    "pretrain.heldout_bpb_5gram",
+    *(f"continue.{kind}_bpb_{when}" for kind in ("fresh", "old") for when in ("before", "after")),
+    "sft.stop_rate",
+    "reward.pair_accuracy",
+    "reward.noise_ceiling",
+    *(
+        f"{stage}.{name}"
+        for stage in ("ppo", "dpo", "grpo")
+        for name in (
+            "win_rate",
+            "win_rate_low",
+            "false_claim_rate_before",
+            "false_claim_rate_after",
+            "refusal_rate_on_real_before",
+            "refusal_rate_on_real_after",
+        )
+    ),
+)
+"""Figures that `rung report --json` has of every whole ladder."""
+
 
 class Builder:
     """Writes artefact folders and remembers them by entry name."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evals_ladder import HOSTILE, build_ladder
+from evals_ladder import HOSTILE, PROMISED, build_ladder
 
 from rung.evals import numerals
 from rung.evals.changes import changes, versus_parent
@@ -21,29 +21,6 @@ from rung.evals.report import build_page, summary, thin, write_report
 from rung.evals.sections import health_table
 from rung.evals.tables import drop_table, tables_of
 from rung.store.artefact import Artefact, FileEntry
-
-PROMISED = [
-    "total_seconds",
-    "peak_rss_gb",
-    "pretrain.heldout_bpb",
-    "pretrain.heldout_bpb_5gram",
-    *(f"continue.{kind}_bpb_{when}" for kind in ("fresh", "old") for when in ("before", "after")),
-    "sft.stop_rate",
-    "reward.pair_accuracy",
-    "reward.noise_ceiling",
-    *(
-        f"{stage}.{name}"
-        for stage in ("ppo", "dpo", "grpo")
-        for name in (
-            "win_rate",
-            "win_rate_low",
-            "false_claim_rate_before",
-            "false_claim_rate_after",
-            "refusal_rate_on_real_before",
-            "refusal_rate_on_real_after",
-        )
-    ),
-]
 
 Built = tuple[dict[str, Artefact], dict[str, Path]]
 
