@@ -19,13 +19,15 @@ class Cost:
     """seconds on this machine; tokens through training; operations; USD on the GPU above.
 
     None = not known or no training. Only forward and backward passes of training count: sampling
-    and grading are in the seconds alone.
+    and grading are in the seconds alone. mfu: share of the peak of this machine's matrix products.
     """
 
     seconds: float
     peak_rss_gb: float | None
     tokens: int | None
     flop: float | None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
 
     @property
     def usd(self) -> float | None:
@@ -35,14 +37,12 @@ class Cost:
 def cost_of(artefact: Artefact, steps: Sequence[dict[str, Any]] = ()) -> Cost:
     """From the notes of an artefact, else from the logged steps of its run."""
     notes = artefact.notes
-    figures = notes.get("figures") or {}
     tokens = None
     flop = None
     if artefact.kind in ("model", "reward-model"):
         logged = sum(float(step.get("tokens", 0)) for step in steps)
-        tokens = _positive(notes.get("tokens")) or _positive(figures.get("tokens"))
-        tokens = tokens or _positive(logged)
-        flop = _positive(notes.get("flops")) or _positive(figures.get("flops"))
+        tokens = _positive(notes.get("tokens")) or _positive(logged)
+        flop = _positive(notes.get("flops"))
         parameters = count_parameters(artefact)
         if flop is None and tokens is not None and parameters:
             flop = 6.0 * parameters * tokens  # Kaplan et al. 2020: 2 forward, 4 backward
@@ -51,6 +51,8 @@ def cost_of(artefact: Artefact, steps: Sequence[dict[str, Any]] = ()) -> Cost:
         peak_rss_gb=_positive(notes.get("peak_rss_gb")),
         tokens=None if tokens is None else round(tokens),
         flop=flop,
+        tokens_per_s=_positive(notes.get("tokens_per_s")),
+        mfu=_positive(notes.get("mfu")),
     )
 
 

@@ -52,6 +52,8 @@ def _stage(name: str, artefact: Artefact) -> dict[str, Any]:
         "tokens": cost.tokens,
         "flop": cost.flop,
         "usd": cost.usd,
+        "tokens_per_s": cost.tokens_per_s,
+        "mfu": cost.mfu,
         "figures": dict(artefact.notes.get("figures") or {}),
     }
 

@@ -81,12 +81,10 @@ def run(context: StageContext, config: Config) -> Notes:
 
 def seen_tokens(model: Artefact) -> int:
     """Trained tokens of a model, from its notes or its config; DataError when neither says."""
-    figures = model.notes.get("figures", {})
-    for source in (figures, model.notes, model.config):
-        for key in ("tokens", "trained_tokens", "num_tokens"):
-            value = source.get(key)
-            if isinstance(value, (int, float)) and value > 0:
-                return int(value)
+    for source in (model.notes, model.config):
+        value = source.get("tokens")
+        if isinstance(value, (int, float)) and value > 0:
+            return int(value)
     raise DataError(
         f"model {model.short_id} does not say how many tokens it was trained on; set tokens to "
         "the number, so that the n-gram model counts the same text"

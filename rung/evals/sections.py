@@ -60,7 +60,6 @@ def build_section(ladder: Ladder, name: str, artefact: Artefact, steps: Sequence
 
 def _facts(ladder: Ladder, artefact: Artefact, steps: Sequence[Step]) -> list[tuple[str, str]]:
     cost = cost_of(artefact, steps)
-    figures = artefact.notes.get("figures") or {}
     facts = [("time", seconds(cost.seconds))]
     if cost.peak_rss_gb is not None:
         facts.append(("peak memory", f"{cost.peak_rss_gb:.2f} GB"))
@@ -70,10 +69,10 @@ def _facts(ladder: Ladder, artefact: Artefact, steps: Sequence[Step]) -> list[tu
         facts.append(("tokens trained", amount(cost.tokens)))
     if cost.flop is not None:
         facts.append(("operations", amount(cost.flop, "FLOP")))
-    if isinstance(figures.get("tokens_per_s"), (int, float)):
-        facts.append(("speed", amount(figures["tokens_per_s"], "tokens/s")))
-    if isinstance(figures.get("mfu"), (int, float)):
-        facts.append(("share of the peak (MFU)", percent(figures["mfu"])))
+    if cost.tokens_per_s is not None:
+        facts.append(("speed", amount(cost.tokens_per_s, "tokens/s")))
+    if cost.mfu is not None:
+        facts.append(("share of the peak (MFU)", percent(cost.mfu)))
     if stopped := artefact.notes.get("stopped"):
         facts.append(("stopped early", str(stopped)))
     evaluation = ladder.evaluation(artefact) if artefact.kind == "model" else None

@@ -87,7 +87,10 @@ class Objective(Generic[B]):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run did. seconds and session_tokens count this process only, after a resume."""
+    """What a run did. seconds and session_tokens count this process only, after a resume.
+
+    dtype: the compute type of its matrix products.
+    """
 
     iterations: int
     tokens: int
@@ -97,6 +100,7 @@ class TrainResult:
     stopped: str
     last: dict[str, float]
     resumed_at: int
+    dtype: torch.dtype
 
 
 def train(objective: Objective[Any], config: TrainConfig, context: StageContext) -> TrainResult:
@@ -176,6 +180,7 @@ class _Run:
             stopped=stopped,
             last=last,
             resumed_at=first,
+            dtype=self.dtype,
         )
 
     def _iteration(self, iteration: int) -> dict[str, float]:

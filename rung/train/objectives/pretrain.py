@@ -6,7 +6,7 @@ equation 1); the batch is a forest of documents, so none sees another.
 
 import math
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from rung.model.build import build_model
 from rung.model.forward import weighted_nll
 from rung.model.load import save_model
 from rung.model.memory import check_memory
-from rung.model.peak import measure_peak_flops
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.model.shape import ModelConfig, Shape, resolve
 from rung.store.context import Notes, StageContext
@@ -31,7 +30,8 @@ from rung.tokens.forest import Tree, document, pack, tree_size
 from rung.tokens.stream import DocumentStream, Stream
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 from rung.train.compiled import TOKEN_BUCKET, compile_layers, should_compile
-from rung.train.loop import LossSums, Objective, TrainResult, train
+from rung.train.cost import cost_notes
+from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
 
 
@@ -261,7 +261,8 @@ def train_stream(
     counts: dict[str, int],
 ) -> Notes:
     """Train on a stream, save the model with its tokenizer, say what it cost."""
-    flops = shape.flops_per_token(tokenizer.vocab_size, shape.context) * budget.tokens
+    num_tokens = budget.num_steps * budget.tokens_per_step
+    flops = shape.flops_per_token(tokenizer.vocab_size, shape.context) * num_tokens
     device = pick_device(config.device)
     compiled = should_compile(config, flops=flops, device=device)
     if compiled:
@@ -279,30 +280,8 @@ def train_stream(
     save_model(model, context.out)
     tokenizer.save_into(context.out)
     return {
-        "figures": speed_figures(result, config, flops=flops, num_tokens=budget.tokens),
         "counts": {**counts, "parameters": shape.num_parameters(tokenizer.vocab_size)},
-        "tokens": budget.num_steps * budget.tokens_per_step,
-        "flops": flops,
         "resolved": {name: [value, origin] for name, value, origin in budget.table()},
         "compiled": compiled,
-        "last": result.last,
-    }
-
-
-def speed_figures(
-    result: TrainResult, config: TrainConfig, *, flops: float, num_tokens: int
-) -> dict[str, Any]:
-    """Speed and MFU of what this process trained (after a resume: of the rest)."""
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.precision, device)
-    peak = measure_peak_flops(dtype, device)
-    speed = result.session_tokens / result.seconds if result.seconds else 0.0
-    return {
-        "train_seconds": result.seconds,
-        "tokens_per_s": speed,
-        "gemm_peak_tflops": peak / 1e12,
-        "mfu": flops / num_tokens * speed / peak,
-        "dtype": str(dtype).removeprefix("torch."),
-        "skipped_updates": result.skipped,
-        "final_loss": result.last.get("loss"),
+        **cost_notes(result, model, tokens=num_tokens, flops=flops),
     }

@@ -23,9 +23,9 @@ from rung.store.context import Notes, StageContext
 from rung.tokens.forest import pack
 from rung.tokens.tokenizer import load_tokenizer
 from rung.tokens.views import ConversationView, conversation_view, plan_batches, split_microbatches
+from rung.train.cost import cost_notes
 from rung.train.loop import LossSums, Objective, train
 from rung.train.objectives.continued import shape_of
-from rung.train.objectives.pretrain import speed_figures
 from rung.train.optim import TrainConfig
 
 
@@ -101,7 +101,6 @@ def run(context: StageContext, config: Config) -> Notes:
     mean_length = max(1, view.report.total_tokens // view.report.kept)
     flops = shape.flops_per_token(tokenizer.vocab_size, mean_length) * tokens
     return {
-        "figures": speed_figures(result, config, flops=flops, num_tokens=tokens),
         "counts": {
             "conversations": view.report.kept,
             "supervised_tokens": view.report.supervised_tokens,
@@ -109,9 +108,7 @@ def run(context: StageContext, config: Config) -> Notes:
             "shortened": view.report.shortened,
             **{f"dropped_{cause}": n for cause, n in view.report.dropped.items()},
         },
-        "tokens": tokens,
-        "flops": flops,
-        "last": result.last,
+        **cost_notes(result, model, tokens=tokens, flops=flops),
     }
 
 
