@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rung.tasks.grade import ATTEMPT, NO_STOP, REFUSAL, agreement, is_admission, utility
+from rung.tasks.grade import (
+    ATTEMPT,
+    NO_STOP,
+    OTHER_NAME,
+    REFUSAL,
+    agreement,
+    is_admission,
+    utility,
+)
 from rung.tasks.text_metrics import exact_match, lcs_length, rouge_l, token_f1
 
 SUMMARY = "Serialize `obj` to a JSON formatted `str`."
@@ -118,6 +126,20 @@ def test_refusing_something_real_is_worse_than_a_wrong_attempt():
 def test_copying_the_name_is_no_agreement():
     long_name = row("explain", "`a.b.c.d.e.f`: Serialize.")
     assert agreement(long_name, "`a.b.c.d.e.f`: Remove.") == 0.0
+
+
+def test_an_answer_about_another_name_agrees_half_as_much():
+    assert agreement(EXPLAIN, f"`json.dumps`: {SUMMARY}") == 1.0  # the longer name is no other
+    assert agreement(EXPLAIN, f"`loads`: {SUMMARY}") == OTHER_NAME
+    true = row("signature", "`JSONEncoder.encode(self, o)`")
+    assert agreement(true, "`encode(self, o)`") == 1.0
+    assert agreement(true, "`decode(self, o)`") == OTHER_NAME
+    assert agreement(true, "self, o") == 1.0  # names nothing
+
+
+def test_words_before_a_signature_are_no_arguments():
+    true = row("signature", "`dumps(obj)`")
+    assert agreement(true, "It is called dumps(obj)") == pytest.approx(2 * 1 / (5 + 1))
 
 
 def test_not_stopping_and_rambling_cost():

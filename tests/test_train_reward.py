@@ -20,6 +20,7 @@ from train_tiny import (
 from rung.errors import ArtefactError, DataError
 from rung.model.attention import to_torch
 from rung.model.heads import RewardModel, load_reward_model
+from rung.model.load import load_model
 from rung.tokens.forest import document, group, pack
 from rung.train import scorecard
 from rung.train.objectives import reward
@@ -58,12 +59,11 @@ def test_two_answers_are_bradley_terry_also_with_a_margin() -> None:
         assert (loss, count) == (pytest.approx(-math.log(expit(1.3 - margin))), 1)
 
 
-def test_a_tie_is_half_a_win_each_way() -> None:
-    # both orders of the pair: -log s(d) - log s(-d), smallest at d = 0, where it is 2 ln 2
-    loss, count = _nll([0.9, 0.1], [1, 1])
-    assert (loss, count) == (pytest.approx(-math.log(expit(0.8)) - math.log(expit(-0.8))), 2)
-    assert _nll([0.5, 0.5], [4, 4])[0] == pytest.approx(2 * math.log(2))
-    assert loss > 2 * math.log(2)
+def test_tied_answers_run_against_the_worse_one_only() -> None:
+    # two winners, each against the third; they do not run against each other
+    loss, count = _nll([0.9, 0.1, -0.4], [1, 1, 2])
+    assert (loss, count) == (pytest.approx(-math.log(expit(1.3)) - math.log(expit(0.5))), 2)
+    assert _nll([0.9, 0.1], [1, 1]) == (0.0, 0)
 
 
 def test_several_rankings_at_once_equal_a_plain_loop() -> None:
@@ -72,7 +72,7 @@ def test_several_rankings_at_once_equal_a_plain_loop() -> None:
     for index, size in enumerate((2, 5, 3)):
         s, r = draw.normal(size=size), draw.integers(1, 4, size=size)
         for i in range(size):
-            runners = [j for j in range(size) if r[j] >= r[i]]
+            runners = [j for j in range(size) if r[j] > r[i] or j == i]
             if len(runners) > 1:
                 lead = [s[j] + 0.3 * (r[j] > r[i]) for j in runners]
                 expected += logsumexp(lead) - s[i]
@@ -89,20 +89,44 @@ def test_centring_is_the_pair_form_for_two() -> None:
     assert float(value) == pytest.approx((1.0 + 2.0) ** 2 + 0.0)
 
 
+def lively(model: RewardModel) -> RewardModel:
+    """A head that reads everything: it starts as the constant 0."""
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 @torch.no_grad()
-def test_scores_are_those_of_separate_sequences() -> None:
-    model = RewardModel(tiny_model(), shift=0.25, scale=2.0)
-    torch.nn.init.normal_(model.head.weight)
+def test_evidence_is_that_of_separate_sequences() -> None:
+    model = lively(RewardModel(tiny_model(), shift=0.25, scale=2.0))
     prompt, answers = np.array([1, 5, 9]), [np.array([4, 2]), np.array([7]), np.array([3, 3, 8])]
-    packed = model.scores(to_torch(pack([group(prompt, answers), group(prompt[:2], answers[:1])])))
-    alone = []
+    forest = to_torch(pack([group(prompt, answers), group(prompt[:2], answers[:1])]))
+    evidence = []
     for start, answer in [(prompt, a) for a in answers] + [(prompt[:2], answers[0])]:
         ids = torch.from_numpy(np.concatenate([start, answer]))
         plain = tiny_model()
         plain.config._attn_implementation = "eager"
-        hidden = plain.model(ids[None]).last_hidden_state[0, -1]
-        alone.append(float((model.head(hidden) - 0.25) * 2.0))
-    np.testing.assert_allclose(packed.numpy(), alone, atol=1e-5)
+        hidden = plain.model(ids[None]).last_hidden_state[0]
+        logps = plain(ids[None]).logits[0].log_softmax(-1)
+        told = [logps[i - 1, ids[i]] for i in range(len(start), len(ids))]
+        summary = [hidden[-1], hidden[len(start) - 1], hidden[len(start) :].mean(0)]
+        counts = [sum(told) / len(answer), math.log(len(answer))]
+        evidence.append(torch.cat([*summary, torch.tensor(counts)]))
+    alone = torch.stack(evidence)
+    torch.testing.assert_close(model.evidence(forest), alone, atol=1e-5, rtol=0)
+    scores = (model.head(alone) - 0.25) * 2.0
+    torch.testing.assert_close(model.scores(forest), scores, atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.scores_and_features(forest)[0], scores, atol=1e-4, rtol=0)
+
+
+def test_a_new_head_knows_nothing_and_its_evidence_is_standardised() -> None:
+    head = RewardModel(tiny_model()).head
+    evidence = torch.randn(200, head.mean.shape[0]) * 3 + 5
+    head.standardise(evidence)
+    assert float(head(evidence).detach().abs().max()) == 0.0
+    known = (evidence - head.mean) / head.std
+    torch.testing.assert_close(known.mean(0), torch.zeros_like(head.mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(known.std(0), torch.ones_like(head.mean), atol=1e-4, rtol=0)
 
 
 def test_features_are_the_states_before_each_answer_token() -> None:
@@ -154,12 +178,21 @@ def stage(tmp_path):
 CONFIG = Config(epochs=3, rankings_per_update=8, lr=3e-3, precision="fp32", heldout_fraction=0.3)
 
 
-def test_the_stage_learns_to_rank_prompts_it_never_saw(stage) -> None:
+@pytest.mark.parametrize("backbone", ["trained", "frozen"])
+def test_the_stage_learns_to_rank_prompts_it_never_saw(stage, backbone) -> None:
     root, inputs = stage
     first = context(root / "a", **inputs)
-    notes = reward.run(first, CONFIG)
+    config = CONFIG.model_copy(update={"backbone": backbone})
+    if backbone == "frozen":
+        config = config.model_copy(update={"epochs": 40})
+    notes = reward.run(first, config)
     # the annotator of this feedback makes no mistake
     assert notes["figures"]["noise_ceiling"] == 1.0
+    started, ended = (load_model(path) for path in (inputs["model"].path, first.out))
+    same = [
+        torch.equal(a, b) for a, b in zip(started.parameters(), ended.parameters(), strict=True)
+    ]
+    assert all(same) == (backbone == "frozen")
     assert notes["figures"]["pair_accuracy"] > 0.95
     report = json.loads((first.out / "reward.json").read_text())
     assert report["heldout"]["num_prompts"] + report["train"]["num_prompts"] == 60
@@ -168,13 +201,14 @@ def test_the_stage_learns_to_rank_prompts_it_never_saw(stage) -> None:
         reward.load_rankings(inputs["feedback"].path), heldout_fraction=0.3, seed=0
     )
     trees, _ = reward.encode_rankings(trained, reward.load_tokenizer(first.out), max_tokens=128)
-    scores = np.concatenate(reward.score_trees(model, trees, CONFIG))
+    known = reward.read_evidence(model, trees, config)
+    scores = np.concatenate(reward.score_evidence(model, known))
     normal = (scores - model.shift) * model.scale
     assert normal.mean() == pytest.approx(0, abs=1e-5)
     assert normal.std() == pytest.approx(1, abs=1e-5)
 
     second = context(root / "b", **inputs)
-    reward.run(second, CONFIG)
+    reward.run(second, config)
     names = sorted(path.name for path in first.out.iterdir())
     assert same_bytes(first.out, second.out, names)
 

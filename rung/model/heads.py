@@ -1,6 +1,6 @@
 """Heads on a language model: one number for an answer, one number for a token.
 
-T tokens, S segments, A answers (segments with a parent), W width
+T tokens, S segments, A answers (segments with a parent), W width, F = 3 W + 2 values of evidence
 """
 
 import json
@@ -15,39 +15,89 @@ from transformers import PreTrainedModel
 
 from rung.errors import ArtefactError
 from rung.model.attention import TorchForest
-from rung.model.forward import hidden_states
+from rung.model.forward import hidden_states, logps_of, output_head, segment_sums
 from rung.model.load import load_model, save_model
 
 HEAD_FILE = "head.safetensors"
 REWARD_FILE = "reward.json"
 
 
-def answer_ends(forest: TorchForest) -> Tensor:
-    """Index of the last token of each answer [A], in forest order."""
-    children = np.flatnonzero(forest.host.seg_parent >= 0)
-    return forest.seg_end[torch.from_numpy(children).to(forest.seg_end.device)] - 1
+class AnswerHead(nn.Module):
+    """One number for an answer: a linear map of what is known of it, and a small hidden layer.
+
+    What is known (see `RewardModel.evidence`) is brought to mean 0 and standard deviation 1 by
+    `standardise`, once, before training. Starts as the constant 0: the first loss is that of a
+    coin, whatever the backbone.
+    """
+
+    def __init__(self, width: int, *, hidden: int = 64, seed: int = 0):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        self.inner = nn.Linear(width, hidden)
+        self.outer = nn.Linear(hidden, 1, bias=False)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.inner.weight.normal_(std=width**-0.5, generator=generator)
+            for zero in (self.inner.bias, self.outer.weight, self.linear.weight, self.linear.bias):
+                zero.zero_()
+
+    @torch.no_grad()
+    def standardise(self, evidence: Tensor) -> None:
+        """Take mean and standard deviation from evidence [A, F] of training answers."""
+        self.mean.copy_(evidence.mean(0))
+        self.std.copy_(evidence.std(0).clamp(min=1e-4))
+
+    def forward(self, evidence: Tensor) -> Tensor:
+        """Scores float32 [A] of evidence [A, F]."""
+        # Outside of autocast: a score rounded to bf16 would tie answers that differ.
+        with torch.autocast(evidence.device.type, enabled=False):
+            known = (evidence.float() - self.mean) / self.std
+            bent = self.outer(nn.functional.silu(self.inner(known)))
+            return (self.linear(known) + bent).squeeze(-1)
 
 
 class RewardModel(nn.Module):
-    """A backbone with a linear head on the hidden state of an answer's last token.
+    """A backbone, and a head on what the backbone makes of a prompt and its answer.
 
-    score = (head(hidden) - shift) * scale; shift and scale make the scores of the training
+    score = (head(evidence) - shift) * scale; shift and scale make the scores of the training
     answers mean 0 and standard deviation 1, so that penalties and KL coefficients keep their
     meaning from one reward model to the next.
     """
 
-    def __init__(self, backbone: PreTrainedModel, *, shift: float = 0.0, scale: float = 1.0):
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        *,
+        hidden: int = 64,
+        shift: float = 0.0,
+        scale: float = 1.0,
+        seed: int = 0,
+    ):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(int(backbone.config.hidden_size), 1)
-        nn.init.zeros_(self.head.weight)  # the first loss is that of a coin, whatever the backbone
-        nn.init.zeros_(self.head.bias)
+        width = int(backbone.config.hidden_size)
+        self.head = AnswerHead(3 * width + 2, hidden=hidden, seed=seed)
         self.shift, self.scale = shift, scale
+
+    def evidence(self, forest: TorchForest) -> Tensor:
+        """What the head reads of each answer, float32 [A, 3 W + 2], differentiable.
+
+        Hidden states: of the answer's last token, of the prompt's last, and the mean over the
+        answer's tokens. Then the mean log-probability of the answer under the backbone itself,
+        and the logarithm of its length. The last token alone is what large models are read by;
+        a small one has not got the layers to gather there how sure it was of each word, which
+        tells a copied name from a garbled one (docs/training.md has the figures). No gradient
+        goes through the log-probability: it is to be read, not to be raised.
+        """
+        return self._evidence(hidden_states(self.backbone, forest), forest)
 
     def raw_scores(self, forest: TorchForest) -> Tensor:
         """Scores before shift and scale, float32 [A], differentiable."""
-        hidden = hidden_states(self.backbone, forest)
-        return self._head(hidden.index_select(0, answer_ends(forest)))
+        return self.head(self.evidence(forest))
 
     def scores(self, forest: TorchForest) -> Tensor:
         """Normalised scores, float32 [A]."""
@@ -57,14 +107,31 @@ class RewardModel(nn.Module):
         """Scores [A], and the hidden states that predict each trained token [N, W] (a critic's
         input, for which the backbone need not run again)."""
         hidden = hidden_states(self.backbone, forest)
-        raw = self._head(hidden.index_select(0, answer_ends(forest)))
+        raw = self.head(self._evidence(hidden, forest))
         features = hidden.index_select(0, forest.predictor).float()
         return (raw - self.shift) * self.scale, features
 
-    def _head(self, hidden: Tensor) -> Tensor:
-        # Outside of autocast: a score rounded to bf16 would tie answers that differ.
-        with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.float()).squeeze(-1)
+    def _evidence(self, hidden: Tensor, forest: TorchForest) -> Tensor:
+        parents = forest.host.seg_parent
+        answers = torch.from_numpy(np.flatnonzero(parents >= 0)).to(hidden.device)
+        prompts = torch.from_numpy(parents[parents >= 0]).to(hidden.device)
+        with torch.no_grad():
+            logps, _ = logps_of(output_head(self.backbone), hidden, forest)
+        states = hidden.float()
+        at = torch.from_numpy(forest.host.target_at).to(hidden.device)
+        count = segment_sums(torch.ones_like(logps), forest)[answers, None].clamp(min=1)
+        total = states.new_zeros(forest.num_segments, states.shape[1])
+        total = total.index_add(0, forest.target_seg, states.index_select(0, at))
+        return torch.cat(
+            [
+                states.index_select(0, forest.seg_end[answers] - 1),
+                states.index_select(0, forest.seg_end[prompts] - 1),
+                total[answers] / count,
+                segment_sums(logps, forest)[answers, None] / count,
+                count.log(),
+            ],
+            dim=1,
+        )
 
 
 class ValueHead(nn.Module):
@@ -96,10 +163,10 @@ class ValueHead(nn.Module):
 
 
 def save_reward_model(model: RewardModel, folder: Path, record: dict[str, Any]) -> None:
-    """Backbone, head.safetensors (weight [1, W], bias [1]) and reward.json: `record` (figures)
+    """Backbone, head.safetensors (the tensors of `AnswerHead`) and reward.json: `record` (figures)
     with the shift and scale of the scores added."""
     save_model(model.backbone, folder)
-    head = {"weight": model.head.weight, "bias": model.head.bias}
+    head = model.head.state_dict()
     save_file({k: v.detach().float().contiguous() for k, v in head.items()}, folder / HEAD_FILE)
     whole = {**record, "shift": model.shift, "scale": model.scale}
     (folder / REWARD_FILE).write_text(json.dumps(whole, indent=1, sort_keys=True) + "\n")
@@ -117,6 +184,16 @@ def load_reward_model(
         )
     record = json.loads((folder / REWARD_FILE).read_text())
     backbone = load_model(folder, dtype=dtype, device=device)
-    model = RewardModel(backbone, shift=float(record["shift"]), scale=float(record["scale"]))
-    model.head.load_state_dict(load_file(folder / HEAD_FILE))
+    tensors = load_file(folder / HEAD_FILE)
+    if "inner.weight" not in tensors:
+        raise ArtefactError(
+            f"{folder.name}: its {HEAD_FILE} is of an older form; train it again with `rung reward`"
+        )
+    model = RewardModel(
+        backbone,
+        hidden=len(tensors["inner.weight"]),
+        shift=float(record["shift"]),
+        scale=float(record["scale"]),
+    )
+    model.head.load_state_dict(tensors)
     return model.to(device).eval()

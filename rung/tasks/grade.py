@@ -29,6 +29,7 @@ NO_STOP = 0.3  # taken off when the answer ran into the token limit
 OVER_LENGTH = 0.3  # most that is taken off for length
 FREE_LENGTH = 1.5  # times the reference length that costs nothing
 SHORT = 12  # words: references shorter than this are treated as this long
+OTHER_NAME = 0.5  # times the agreement of an answer that begins with another name than asked for
 
 # Agreement below which an answer about something real counts as a wrong claim. A module or a
 # default value is right or wrong; prose can be phrased in many ways.
@@ -44,6 +45,7 @@ _ADMISSION = re.compile(
     r"|`?[\w.]+`? does not exist\b)"
 )
 _QUOTED = re.compile(r"`([^`]+)`")
+_FIRST_NAME = re.compile(r"`([^`(]*)")  # `json.dumps(obj)` and `json.dumps`: the name alone
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,15 @@ def question_of(row: Mapping[str, Any]) -> str:
 def agreement(row: Mapping[str, Any], answer: str) -> float:
     """How far a claim agrees with the documentation, in [0, 1]; the rule depends on the question.
 
-    The quoted name that answers begin with is taken off first: copying it is not knowledge.
+    The quoted name that answers begin with is taken off first: copying it is not knowledge. But
+    to begin with another name is to answer about something else.
     """
-    truth, question = row["truth"], question_of(row)
-    reference = truth["answer"]
+    reference = row["truth"]["answer"]
+    value = _agree(question_of(row), answer.strip(), reference)
+    return value * (OTHER_NAME if _names_another(answer.strip(), reference) else 1.0)
+
+
+def _agree(question: str, answer: str, reference: str) -> float:
     if question == "module":
         return _agree_module(answer, reference)
     if question == "default":
@@ -89,6 +96,15 @@ def agreement(row: Mapping[str, Any], answer: str) -> float:
     if question == "signature":
         return rouge_l_tokens(_arguments(answer), _arguments(reference))
     return rouge_l(_without_name(answer), _without_name(reference))
+
+
+def _names_another(answer: str, reference: str) -> bool:
+    """Whether both begin with a name and the names differ; `dumps` and `json.dumps` do not."""
+    told, true = _FIRST_NAME.match(answer), _FIRST_NAME.match(reference)
+    if told is None or true is None:
+        return False
+    short, long = sorted((told[1].strip(), true[1].strip()), key=len)
+    return not f".{long}".endswith(f".{short}") or not short
 
 
 def utility(row: Mapping[str, Any], answer: str, *, stopped: bool) -> Utility:
@@ -143,9 +159,8 @@ def _agree_module(answer: str, reference: str) -> float:
 
 
 def _arguments(text: str) -> list[str]:
-    """Tokens after the first bracket: the name before it was in the question."""
-    _, bracket, rest = text.partition("(")
-    return code_tokens(rest if bracket else text)
+    """Tokens after the name that it begins with: that was in the question. Other words count."""
+    return code_tokens(re.sub(r"^`?[\w.]*\(", "", text))
 
 
 def _without_name(text: str) -> str:

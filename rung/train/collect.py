@@ -35,7 +35,7 @@ from rung.text.rows import Row, read_rows, write_rows
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 from rung.train.rollout import Prompt, load_prompts
 
-CHUNK = 64  # prompts between two saves; part of what the samples are, so not an option
+CHUNK = 256  # prompts between two saves; part of what the samples are, so not an option
 
 
 class Config(BaseConfig):

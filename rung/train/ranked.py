@@ -70,15 +70,18 @@ def encode_rankings(
     return trees, dropped
 
 
+def stack_ranks(trees: Sequence[RankedTree], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """(ranks, ranking) of several rankings, int64 [A]: see RankedForest."""
+    ranking = np.repeat(np.arange(len(trees)), [len(tree.ranks) for tree in trees])
+    ranks = np.concatenate([tree.ranks for tree in trees])
+    return torch.from_numpy(ranks).to(device), torch.from_numpy(ranking).to(device)
+
+
 def pack_ranked(trees: Sequence[RankedTree], device: torch.device | str) -> RankedForest:
     """Several rankings in one forest on a device."""
-    ranking = np.repeat(np.arange(len(trees)), [len(tree.ranks) for tree in trees])
-    return RankedForest(
-        forest=to_torch(pack([tree.tree for tree in trees]), device),
-        ranks=torch.from_numpy(np.concatenate([tree.ranks for tree in trees])).to(device),
-        ranking=torch.from_numpy(ranking).to(device),
-        trees=tuple(trees),
-    )
+    forest = to_torch(pack([tree.tree for tree in trees]), device)
+    ranks, ranking = stack_ranks(trees, device)
+    return RankedForest(forest, ranks, ranking, tuple(trees))
 
 
 def cut_by_tokens(trees: Sequence[Tree], max_tokens: int) -> list[list[int]]:

@@ -2,17 +2,21 @@
 
 Plackett-Luce over all K answers of a prompt (Plackett 1975; as a reward loss in Rafailov et al.
 2023, appendix A.3), all in one forest. Stage i of a ranking: answer i wins against every answer
-ranked equal or worse,
+ranked worse,
 
-    loss_i = logsumexp_{j: rank_j >= rank_i} (s_j + margin [rank_j > rank_i]) - s_i,
+    loss_i = logsumexp_{j = i or rank_j > rank_i} (s_j + margin [j != i]) - s_i,
 
 and stages with a single runner are left out. K = 2 is Bradley-Terry; with a margin it is Touvron
-et al. 2023 (Llama 2), equation 2. Ties: the tied answers share one set of runners (Breslow 1974
-for the equal form of the Cox likelihood), so a tie pulls its scores together: it is evidence that
-two answers are equally good, not the absence of evidence.
+et al. 2023 (Llama 2), equation 2. Ties: tied answers run against the same worse ones and not
+against each other. Letting them (Breslow 1974) pulls their scores together; where most answers
+tie, that pull is most of the gradient, and it cost 7 points of accuracy (docs/training.md).
+
+With `backbone: frozen` only the head learns, from evidence that is read once: minutes become
+seconds, and with a few thousand rankings a small model keeps what it knew.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,13 +30,21 @@ from rung.model.heads import RewardModel, save_reward_model
 from rung.model.load import context_length, load_model
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.store.context import Notes, StageContext
+from rung.tokens.forest import tree_size
 from rung.tokens.tokenizer import load_tokenizer
 from rung.train import scorecard
 from rung.train.cost import cost_notes
 from rung.train.health import correlation
 from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
-from rung.train.ranked import EpochOrder, RankedForest, RankedTree, encode_rankings, microbatches
+from rung.train.ranked import (
+    EpochOrder,
+    RankedForest,
+    RankedTree,
+    encode_rankings,
+    microbatches,
+    stack_ranks,
+)
 
 
 class Config(TrainConfig):
@@ -44,6 +56,10 @@ class Config(TrainConfig):
     heldout_fraction: float = Field(0.15, gt=0, lt=1, description="share of prompts held out")
     margin: float = Field(0.0, ge=0, description="lead a winner must have, in score units")
     centring: float = Field(0.01, ge=0, description="weight that pulls scores to mean 0 per prompt")
+    backbone: Literal["trained", "frozen"] = Field(
+        "trained", description="frozen: only the head learns, which wants more epochs"
+    )
+    hidden: int = Field(64, ge=1, description="width of the head's hidden layer")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="fine-tuning keeps to AdamW")
     lr: float = Field(3e-4, gt=0, description="peak AdamW learning rate")
 
@@ -56,10 +72,10 @@ def ranking_nll(
     scores float [A], ranks [A] (lower is better), ranking [A]: which ranking an answer is of.
     """
     same = ranking[:, None] == ranking[None, :]
-    runs = same & (ranks[None, :] >= ranks[:, None])  # 1 = answer j runs in stage i
-    worse = (ranks[None, :] > ranks[:, None]).to(scores.dtype)
-    field = (scores[None, :] + margin * worse).masked_fill(~runs, -torch.inf)
-    contested = runs.sum(1) > 1
+    beaten = same & (ranks[None, :] > ranks[:, None])  # 1 = answer i beats answer j
+    runs = beaten | torch.eye(len(ranks), dtype=torch.bool, device=ranks.device)
+    field = (scores[None, :] + margin * beaten.to(scores.dtype)).masked_fill(~runs, -torch.inf)
+    contested = beaten.any(1)
     losses = torch.logsumexp(field, dim=1) - scores
     return losses[contested].sum(), int(contested.sum())
 
@@ -74,6 +90,16 @@ def centring_penalty(scores: Tensor, ranks: Tensor, ranking: Tensor) -> Tensor:
     size = torch.bincount(ranking, minlength=num)
     mean = scores.new_zeros(num).index_add(0, ranking, scores) / size
     return ((2 * mean) ** 2 * (size - 1)).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class EvidenceBatch:
+    """What the head reads of A answers in R rankings: evidence [A, F], the rest as RankedForest."""
+
+    evidence: Tensor
+    ranks: Tensor
+    ranking: Tensor
+    trees: tuple[RankedTree, ...]
 
 
 class RewardObjective(Objective[RankedForest]):
@@ -99,22 +125,60 @@ class RewardObjective(Objective[RankedForest]):
 
     def loss(self, batch: RankedForest) -> LossSums:
         scores = self.model.raw_scores(batch.forest)
-        nll, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=self.config.margin)
-        loss = nll
-        if self.config.centring:
-            loss = nll + self.config.centring * centring_penalty(scores, batch.ranks, batch.ranking)
-        values = scores.detach()
-        pairs = _pairs(np.split(values.cpu().numpy(), _cuts(batch.trees)), batch.trees)
-        return LossSums(
-            loss=loss,
-            count=count,
-            tokens=batch.forest.host.num_tokens,
-            metrics={
-                "accuracy": (float(scorecard.agreement(pairs).sum()), len(pairs)),
-                "margin": (float((pairs.winner - pairs.loser).sum()), len(pairs)),
-                "mean_reward": (float(values.sum()), len(values)),
-            },
-        )
+        return ranking_loss(scores, batch, self.config, tokens=batch.forest.host.num_tokens)
+
+
+class HeadObjective(Objective[EvidenceBatch]):
+    """Rankings in, a head on a frozen backbone out. evidence: float32 [K, F] by tree index."""
+
+    name = "reward"
+
+    def __init__(
+        self,
+        model: RewardModel,
+        trees: list[RankedTree],
+        evidence: Sequence[Tensor],
+        config: Config,
+    ):
+        self.model, self.trees, self.evidence, self.config = model, trees, evidence, config
+        self.order = EpochOrder(len(trees), config.rankings_per_update, config.seed)
+
+    def modules(self) -> torch.nn.Module:
+        return self.model.head
+
+    def num_iterations(self) -> int:
+        return self.order.updates_per_epoch * self.config.epochs
+
+    def updates(self, iteration: int) -> Iterable[list[EvidenceBatch]]:
+        chosen = self.order.at(iteration)
+        evidence = torch.cat([self.evidence[i] for i in chosen])
+        ranks, ranking = stack_ranks([self.trees[i] for i in chosen], evidence.device)
+        yield [EvidenceBatch(evidence, ranks, ranking, tuple(self.trees[i] for i in chosen))]
+
+    def loss(self, batch: EvidenceBatch) -> LossSums:
+        # no tokens: the backbone has read them once, before
+        return ranking_loss(self.model.head(batch.evidence), batch, self.config, tokens=0)
+
+
+def ranking_loss(
+    scores: Tensor, batch: RankedForest | EvidenceBatch, config: Config, *, tokens: int
+) -> LossSums:
+    """Plackett-Luce with centring, and how the scores order the pairs of the batch."""
+    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=config.margin)
+    if config.centring:
+        loss = loss + config.centring * centring_penalty(scores, batch.ranks, batch.ranking)
+    values = scores.detach()
+    pairs = _pairs(np.split(values.cpu().numpy(), _cuts(batch.trees)), batch.trees)
+    return LossSums(
+        loss=loss,
+        count=count,
+        tokens=tokens,
+        metrics={
+            "accuracy": (float(scorecard.agreement(pairs).sum()), len(pairs)),
+            "margin": (float((pairs.winner - pairs.loser).sum()), len(pairs)),
+            "mean_reward": (float(values.sum()), len(values)),
+        },
+    )
 
 
 def _cuts(trees: Sequence[RankedTree]) -> np.ndarray:
@@ -126,16 +190,20 @@ def _pairs(scores: list[np.ndarray], trees: Sequence[RankedTree]) -> scorecard.P
 
 
 @torch.no_grad()
-def score_trees(
-    model: RewardModel, trees: Sequence[RankedTree], config: Config
-) -> list[np.ndarray]:
-    """Raw scores of the answers of each ranking, [K] each."""
-    device, scores = pick_device(config.device), []
+def read_evidence(model: RewardModel, trees: Sequence[RankedTree], config: Config) -> list[Tensor]:
+    """Evidence of the answers of each ranking, float32 [K, F] each."""
+    device, found = pick_device(config.device), []
     with autocast(pick_dtype(config.precision, device), device):
         for batch in microbatches(trees, max_tokens=config.microbatch_tokens, device=device):
-            values = model.raw_scores(batch.forest).cpu().numpy().astype(np.float64)
-            scores.extend(np.split(values, _cuts(batch.trees)))
-    return scores
+            sizes = [len(tree.ranks) for tree in batch.trees]
+            found.extend(model.evidence(batch.forest).split(sizes))
+    return found
+
+
+@torch.no_grad()
+def score_evidence(model: RewardModel, evidence: Sequence[Tensor]) -> list[np.ndarray]:
+    """Raw scores of the answers of each ranking, float64 [K] each."""
+    return [model.head(known).cpu().numpy().astype(np.float64) for known in evidence]
 
 
 def noise_ceiling(trees: Sequence[RankedTree]) -> float | None:
@@ -191,22 +259,36 @@ def run(context: StageContext, config: Config) -> Notes:
         )
     _require_order(trees, "to train on")
     _require_order(heldout, "held out")
-    model = RewardModel(backbone).to(device)
-    result = train(RewardObjective(model, trees, config), config, context)
-
-    train_scores = score_trees(model, trees, config)
+    model = RewardModel(backbone, hidden=config.hidden, seed=config.seed).to(device)
+    context.progress.say(f"reward: reading {len(trees) + len(heldout)} rankings")
+    known = read_evidence(model, trees, config)
+    model.head.standardise(torch.cat(known))
+    cost: Notes
+    if config.backbone == "frozen":
+        model.backbone.requires_grad_(False)
+        result = train(HeadObjective(model, trees, known, config), config, context)
+        tokens = sum(tree_size(tree.tree) for tree in trees)
+        parameters = sum(p.numel() for p in model.parameters())
+        cost = cost_notes(result, model, extra_forwards=0.0)
+        cost = {**cost, "tokens": tokens, "flops": 2 * parameters * tokens}
+    else:
+        result = train(RewardObjective(model, trees, config), config, context)
+        known = read_evidence(model, trees, config)
+        cost = cost_notes(result, model, extra_forwards=0.0)
+    train_scores = score_evidence(model, known)
+    heldout_scores = score_evidence(model, read_evidence(model, heldout, config))
     everything = np.concatenate(train_scores)
     model.shift, spread = float(everything.mean()), float(everything.std())
     model.scale = 1.0 / spread if spread > 1e-6 else 1.0
     report = {
         "train": figures(trees, train_scores, seed=config.seed),
-        "heldout": figures(heldout, score_trees(model, heldout, config), seed=config.seed),
+        "heldout": figures(heldout, heldout_scores, seed=config.seed),
         "dropped": dropped + dropped_heldout,
         "annotator_kinds": sorted({record.kind for record in records}),
     }
     save_reward_model(model, context.out, report)
     tokenizer.save_into(context.out)
-    return _notes(context, report, cost_notes(result, model, extra_forwards=0.0))
+    return _notes(context, report, cost)
 
 
 def _require_order(trees: Sequence[RankedTree], which: str) -> None:
