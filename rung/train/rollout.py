@@ -41,9 +41,17 @@ class Scorer(Protocol):
         """Scores [A] of the answers, and features [N, W] of the state before each answer token."""
 
 
+_WAY_OUT = {
+    "prompts.jsonl": "they come from `prompts` of stage instruct, or from `prompts_fraction` of "
+    "stage dataset (and its rows without an answer): set one of them above 0",
+    "heldout.jsonl": "set `heldout_fraction` of stage dataset above 0, or `eval_prompts` to 0 to "
+    "do without a look at held-out prompts",
+}
+
+
 def load_prompts(path: Path, tokenizer: Tokenizer, *, max_tokens: int) -> tuple[list[Prompt], int]:
     """(prompts, number dropped for being longer than max_tokens). The last message of a row is the
-    reference answer and is left out. DataError when nothing fits."""
+    reference answer and is left out. DataError when nothing fits or nothing is there."""
     prompts, dropped = [], 0
     for line, row in read_rows(path, example='{"messages": [{"role": "user", ...}]}'):
         messages = list(row["messages"])
@@ -55,6 +63,8 @@ def load_prompts(path: Path, tokenizer: Tokenizer, *, max_tokens: int) -> tuple[
             dropped += 1
         else:
             prompts.append(Prompt(ids, row))
+    if not prompts and not dropped:
+        raise DataError(f"{path.name} of the dataset has no prompts; {_WAY_OUT[path.name]}")
     if not prompts:
         raise DataError(
             f"{path.name}: no prompt of at most {max_tokens} tokens ({dropped} longer); lower "
