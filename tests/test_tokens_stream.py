@@ -107,7 +107,8 @@ def test_epochs_and_seeds_differ_in_order() -> None:
 
 
 def test_a_corpus_below_one_batch_is_refused() -> None:
-    with pytest.raises(DataError, match=r"text has 7 tokens in 2 documents, .* batch of 8; .* 7 t"):
+    told = r"text has 7 tokens in 2 documents, .* batch of 8; .*`tokens_per_step` .* most 7 tokens"
+    with pytest.raises(DataError, match=told):
         DocumentStream(numbered([3, 4]), seed=0, tokens_per_batch=8, context=4, name="text")
 
 

@@ -46,8 +46,8 @@ class DocumentStream:
         if corpus.num_tokens < tokens_per_batch:
             raise DataError(
                 f"{name} has {corpus.num_tokens:,} tokens in {len(corpus):,} documents, fewer than "
-                f"one batch of {tokens_per_batch:,}; give it more text, or set a batch of at most "
-                f"{corpus.num_tokens:,} tokens"
+                f"one batch of {tokens_per_batch:,}; give it more text, or lower `tokens_per_step` "
+                f"until a batch takes at most {corpus.num_tokens:,} tokens of it"
             )
         self.corpus = corpus
         self.tokens_per_batch = tokens_per_batch
