@@ -1,7 +1,7 @@
 """The base of every typed config: frozen, unknown keys are errors with the nearest match."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -18,17 +18,22 @@ class Config(pydantic.BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def parse_config(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
+def parse_config(
+    cls: type[C], values: Mapping[str, Any], *, where: Callable[..., str] | None = None
+) -> C:
     """`values` as a `cls`; ConfigError names every wrong key with its value and the way out.
 
-    where: prefix of the messages, such as "recipes/quickstart.yaml:12".
+    where: from the path of a wrong key to the prefix of its message, such as
+    ("model", "size") -> "recipes/quickstart.yaml:12".
     """
     try:
         return cls.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        lines = [_sentence(cls, detail) for detail in error.errors()]
-        prefix = f"{where}: " if where else ""
-        raise ConfigError("\n".join(prefix + line for line in lines)) from None
+        lines = []
+        for detail in error.errors():
+            prefix = f"{where(*map(str, detail['loc']))}: " if where else ""
+            lines.append(prefix + _sentence(cls, detail))
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _sentence(cls: type[Config], detail: Any) -> str:

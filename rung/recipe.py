@@ -104,7 +104,7 @@ def single_stage(
             f"{source.where('stages', name, role)}: give {role!r} on the command line"
         )
     for override in overrides:
-        apply_override(source, f"{name}.{override}")
+        apply_override(source, f"{name}.{override}", written=override)
     page["stages"][name].update({role: list(refs) for role, refs in inputs.items() if refs})
     entry = _read_entry(
         name, page["stages"][name], source=source, defaults={}, stages={stage.command: stage}
@@ -113,8 +113,11 @@ def single_stage(
     return Recipe(name="", entries={name: entry}, seed=seed if isinstance(seed, int) else 0)
 
 
-def apply_override(source: YamlFile, text: str) -> None:
-    """Set one value from the command line: "entry.key=value", "seed=3", "defaults.sft.lr=1e-4"."""
+def apply_override(source: YamlFile, text: str, *, written: str | None = None) -> None:
+    """Set one value from the command line: "entry.key=value", "seed=3", "defaults.sft.lr=1e-4".
+
+    written: the same as the user wrote it, for messages.
+    """
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -134,6 +137,7 @@ def apply_override(source: YamlFile, text: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {text!r}: {key!r} holds {target!r}, which has no keys")
     target[keys[-1]] = parsed
+    source.overrides[tuple(keys)] = written or text
 
 
 def parse_entry(entry: Entry, *, seed: int) -> Config:
@@ -148,22 +152,7 @@ def parse_entry(entry: Entry, *, seed: int) -> Config:
     values = dict(entry.values)
     if "seed" in cls.model_fields:
         values.setdefault("seed", seed)
-    try:
-        return parse_config(cls, values, where=entry.where())
-    except ConfigError:
-        # The same check key by key, to say the line of each wrong value.
-        lines = [_complaint(cls, key, value, entry=entry) for key, value in values.items()]
-        if any(lines):
-            raise ConfigError("\n".join(line for line in lines if line)) from None
-        raise
-
-
-def _complaint(cls: type[Config], key: str, value: Any, *, entry: Entry) -> str:
-    try:
-        parse_config(cls, {key: value}, where=entry.where(key))
-    except ConfigError as error:
-        return str(error)
-    return ""
+    return parse_config(cls, values, where=entry.where)
 
 
 def _refuse_unknown(

@@ -1,5 +1,6 @@
 """YAML with a line number for every key; duplicate keys and aliases are errors."""
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,16 +29,23 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class YamlFile:
-    """Plain values and where each key stands. lines: path of keys -> line, counted from 1."""
+    """Plain values and where each key stands. lines: path of keys -> line, counted from 1.
+
+    overrides: path of keys -> the words on the command line that set them.
+    """
 
     path: str
     value: Any
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    overrides: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def where(self, *keys: str) -> str:
-        """ "recipe.yaml:12" for a path of keys, or for the nearest key above it that has a line."""
-        while keys and keys not in self.lines:
+        """ "recipe.yaml:12" for a path of keys, or for the nearest key above it that has a line;
+        "--set base.lr=2" where the command line set it."""
+        while keys and keys not in self.lines and keys not in self.overrides:
             keys = keys[:-1]
+        if keys in self.overrides:
+            return f"--set {self.overrides[keys]}"
         return f"{self.path}:{self.lines[keys]}" if keys else self.path
 
 
@@ -46,13 +54,23 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"no file {path}") from None
+        raise ConfigError(f"no file {path}{_nearest(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}") from None
     found = parse_yaml(text, path=str(path))
     if not isinstance(found.value, dict):
         raise ConfigError(f"{path} holds {type(found.value).__name__}; a mapping is expected")
     return found
+
+
+def _nearest(path: Path) -> str:
+    """The page that was probably meant, among those beside it and in recipes/."""
+    folders = dict.fromkeys((path.parent, Path("recipes")))
+    pages = [page for folder in folders for page in sorted(folder.glob("*.y*ml"))]
+    close = difflib.get_close_matches(path.stem, [page.stem for page in pages], n=1)
+    if close:
+        return f"; did you mean {next(page for page in pages if page.stem == close[0])}?"
+    return f"; there is {', '.join(map(str, pages))}" if pages else ""
 
 
 def parse_yaml(text: str, *, path: str) -> YamlFile:

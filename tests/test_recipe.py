@@ -108,6 +108,62 @@ def test_a_missing_or_binary_file(tmp_path):
         load(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base.lrr=1", "^--set base.lrr=1: unknown key 'lrr'"),
+        ("base.lr=[much]", r"^--set base.lr=\[much\]: lr = "),
+        ("text.shape={widht: 2}", r"^--set text.shape=\{widht: 2\}: unknown key 'shape.widht'"),
+        ("text.shape.width=0", "^--set text.shape.width=0: shape.width = 0: "),
+        ("text.shape.widht=2", "^--set text.shape.widht=2: unknown key 'shape.widht'"),
+        ("base.corpus=[text, other]", r"^--set base.corpus=\[text, other\]: `corpus` takes one"),
+        ("other.stage=wrds", "^--set other.stage=wrds: unknown stage 'wrds'"),
+        ("seed=one", "^--set seed=one: seed = 'one'"),
+        ("name=a b", "^--set name=a b: 'a b' is not a name"),
+    ],
+)
+def test_what_comes_from_the_command_line_has_no_line_of_the_recipe(write, override, message):
+    def read(page):
+        recipe = load(page, override)
+        return [config(recipe, entry) for entry in recipe.entries]
+
+    with pytest.raises(ConfigError, match=message):
+        read(write(RECIPE))
+
+
+def test_beside_an_override_the_recipe_keeps_its_lines(write):
+    page = write("stages:\n  a:\n    stage: words\n    shape: {width: 2}\n    cuont: 3\n")
+    with pytest.raises(ConfigError, match=r"page.yaml:5: unknown key 'cuont'"):
+        config(load(page, "a.shape.width=3"), "a")
+
+
+def test_a_stage_command_names_its_own_override(tmp_path):
+    recipe = single_stage(
+        STAGES["train"], name="m", config=None, overrides=["evry=2"], inputs={"corpus": ("text",)}
+    )
+    with pytest.raises(ConfigError, match=r"^--set evry=2: unknown key 'evry'.*mean 'every'"):
+        parse_entry(recipe.entries["m"], seed=0)
+
+
+def test_a_missing_recipe_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "mine").mkdir()
+    for name in ("recipes/quickstart.yaml", "recipes/your-text.yaml", "mine/ladder.yaml"):
+        (tmp_path / name).write_text(RECIPE)
+    near = r"no file quikstart; did you mean recipes.quickstart.yaml\?"
+    with pytest.raises(ConfigError, match=near):
+        load(Path("quikstart"))
+    with pytest.raises(ConfigError, match=r"no file mine.lader.yaml; .* mine.ladder.yaml"):
+        load(Path("mine/lader.yaml"))
+    with pytest.raises(ConfigError, match=r"no file zzz.yaml; there is recipes.quickstart.yaml, "):
+        load(Path("zzz.yaml"))
+    monkeypatch.chdir(tmp_path / "mine")
+    (tmp_path / "mine" / "ladder.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"no file zzz.yaml$"):
+        load(Path("zzz.yaml"))
+
+
 def test_two_wrong_values_are_both_named_with_their_lines(write):
     page = write("stages:\n  a:\n    stage: words\n    count: many\n    seed: [1]\n")
     with pytest.raises(ConfigError) as caught:
