@@ -113,6 +113,11 @@ def test_what_states_no_preference_is_counted(tmp_path):
     ("row", "message"),
     [
         ({"chosen": "Yes", "rejected": "No"}, 'without "Human:" and "Assistant:" turns'),
+        (
+            {"prompt": "Hi", "good": "a", "bad": "b"},
+            r"keys found: bad, good, prompt\. Nearest: pair \(it lacks chosen, rejected\), for",
+        ),
+        ({"prompt": "Hi", "texts": ["a"], "scores": [1]}, r"Nearest: ranking \(it lacks answers"),
         ({"prompt": "Hi", "answers": ["a", "b"]}, r"Nearest: ranking \(it lacks ranks\)"),
         ({"prompt": "Hi", "chosen": ASK + said("a"), "rejected": "b"}, "leave `prompt` out"),
         ({"prompt": said("Hi"), "chosen": "a", "rejected": "b"}, "expected 'user'"),

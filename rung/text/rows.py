@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,30 @@ def find_shape(row: Row, shapes: Sequence[Shape], *, where: str) -> Shape:
     for shape in shapes:
         if shape.fits(row):
             return shape
-    near = max(shapes, key=lambda s: (sum(k in row for k in s.keys) / len(s.keys), -len(s.keys)))
+    near = max(shapes, key=lambda shape: _likeness(row, shape))
     missing = [key for key in near.keys if key not in row]
     problem = f"it lacks {', '.join(missing)}" if missing else "the values have other types"
     raise DataError(
         f"{where}: no known shape; keys found: {', '.join(sorted(map(str, row))) or 'none'}. "
         f"Nearest: {near.name} ({problem}), for example {near.example}"
     )
+
+
+def _likeness(row: Row, shape: Shape) -> tuple[float, int, int]:
+    """Share of the shape's keys that are there; values of other keys that would do for the rest,
+    by type; fewer keys.
+
+    {"prompt": "Hi", "good": "Hello!", "bad": "Go."} is a pair under other names, not a ranking
+    without its lists.
+    """
+    present = sum(key in row for key in shape.keys)
+    try:
+        example = json.loads(shape.example)
+    except ValueError:  # shortened for reading
+        example = {}
+    wanted = Counter(type(example[k]) for k in shape.keys if k in example and k not in row)
+    spare = Counter(type(value) for key, value in row.items() if key not in shape.keys)
+    return present / len(shape.keys), (wanted & spare).total(), -len(shape.keys)
 
 
 def read_rows(path: Path, *, example: str = '{"text": "..."}') -> Iterator[tuple[int, Row]]:
