@@ -126,6 +126,17 @@ def test_the_spine_works_without_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
+def test_a_plan_waits_for_no_model_code():
+    """Stages are loaded for their configs: transformers' models come when one is built or read."""
+    code = (
+        "import sys\nfrom rung.stages import STAGES\n"
+        "for stage in STAGES.values(): stage.load()\n"
+        "assert 'torch' in sys.modules\n"
+        "assert 'transformers.modeling_utils' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "requests", "urllib", "httpx"}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from rung.engine.choose import choose
 from rung.engine.counter import uniform
@@ -22,6 +21,7 @@ from rung.engine.slots import BLOCK, Slots, slot_attention
 from rung.errors import DataError
 from rung.model.load import context_length
 from rung.model.precision import autocast
+from rung.model.types import PreTrainedModel
 
 MAX_ROWS = 128
 """Slots by default: with fewer a step is mostly dispatch, with more its keys leave the caches.

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache
+
+from rung.model.types import PreTrainedModel
 
 NAME = "rung_slots"
 BLOCK = 32  # lengths are rounded up to it, so that the shapes of a decode are few
@@ -200,6 +201,8 @@ def _prompt(
 @contextmanager
 def slot_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within it the model attends over slots; afterwards it is as it was."""
+    from transformers import AttentionInterface  # seconds: not for every plan that loads a stage
+
     AttentionInterface.register(NAME, attend)
     before = model.config._attn_implementation
     model.config._attn_implementation = NAME

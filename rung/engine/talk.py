@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from rung.engine.detokenise import Detokeniser
 from rung.engine.generate import generate, stream
 from rung.engine.sampling import Completion, Sampling
 from rung.errors import DataError, RungError
 from rung.model.load import context_length, load_model
+from rung.model.types import PreTrainedModel
 from rung.tokens.chat import render
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 

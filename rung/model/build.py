@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rung.errors import ConfigError
 from rung.model.attention import register
 from rung.model.shape import Shape
+from rung.model.types import PreTrainedModel
 
 
 class Vocabulary(Protocol):
@@ -43,6 +43,8 @@ def build_model(shape: Shape, tokenizer: Vocabulary, *, seed: int) -> PreTrained
             f"special token ids {beyond} lie outside a vocabulary of {tokenizer.vocab_size};"
             " the tokenizer is damaged: build it again"
         )
+    from transformers import LlamaConfig, LlamaForCausalLM  # seconds: only where it is built
+
     config = LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=shape.width,

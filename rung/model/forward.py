@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rung.errors import ConfigError
 from rung.model.attention import TorchForest
+from rung.model.types import PreTrainedModel
 
 CHUNK = 1024  # rows of logits at once
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rung.errors import ArtefactError
 from rung.model.attention import TorchForest
 from rung.model.forward import hidden_states, logps_of, output_head, segment_sums
 from rung.model.load import load_model, save_model
+from rung.model.types import PreTrainedModel
 
 HEAD_FILE = "head.safetensors"
 REWARD_FILE = "reward.json"

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from rung.errors import ArtefactError
 from rung.model.attention import register
+from rung.model.types import PreTrainedModel
 
 # what transformers and safetensors raise on a folder that is broken or of no known kind
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -27,6 +27,8 @@ def load_model(
     """
     config = _read_config(folder)
     _refuse_unsafe(folder, config)
+    from transformers import AutoModelForCausalLM  # seconds: only where a model is loaded
+
     transformers_logging.disable_progress_bar()  # a stage shows its own
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -132,6 +134,8 @@ def _write_config(folder: Path, dtype: torch.dtype) -> None:
 
 def _write_generation_config(model: PreTrainedModel, folder: Path) -> None:
     """Begin, end and pad ids alone: how to sample is the caller's choice, not the model's."""
+    from transformers import GenerationConfig
+
     config: Any = model.generation_config or GenerationConfig.from_model_config(model.config)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     values = {name: getattr(config, name, None) for name in names}

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from rung.engine.generate import generate
 from rung.engine.sampling import Sampling
@@ -15,6 +14,7 @@ from rung.model.attention import to_torch
 from rung.model.heads import RewardModel, load_reward_model
 from rung.model.load import context_length, load_model, save_model
 from rung.model.precision import autocast, pick_device, pick_dtype
+from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
 from rung.tasks.grade import is_admission, utility
 from rung.tokens.forest import group, pack

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel
 
 from rung.config import Config as BaseConfig
 from rung.engine.generate import generate
@@ -28,6 +27,7 @@ from rung.feedback.rankings import count_rankings, write_rankings
 from rung.feedback.schema import Ranking
 from rung.model.load import context_length, load_model
 from rung.model.precision import Precision, pick_device, pick_dtype
+from rung.model.types import PreTrainedModel
 from rung.store.artefact import canonical_json
 from rung.store.context import Notes, StageContext
 from rung.tasks.grade import utility

@@ -3,8 +3,8 @@
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
+from rung.model.types import PreTrainedModel
 from rung.train.optim import TrainConfig
 
 # A first compiled step costs 15-30 s on two cores and a later one saves about a seventh, so a run

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rung.model.precision import pick_device, pick_dtype
+from rung.model.types import PreTrainedModel
 from rung.train.advantage import answer_sums
 from rung.train.health import StopRule, correlation, examine
 from rung.train.kl import k1

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import PreTrainedModel
 
 from rung.model.forward import segment_sums, target_logps
 from rung.model.precision import autocast, pick_device, pick_dtype
+from rung.model.types import PreTrainedModel
 from rung.store.artefact import digest
 from rung.store.durable import sync_file
 from rung.train.optim import TrainConfig

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from rung.engine.generate import generate
 from rung.engine.sampling import Sampling
@@ -19,6 +18,7 @@ from rung.errors import DataError
 from rung.model.attention import TorchForest, to_torch
 from rung.model.forward import target_logps
 from rung.model.precision import autocast
+from rung.model.types import PreTrainedModel
 from rung.text.rows import read_rows
 from rung.tokens.chat import render
 from rung.tokens.forest import group, pack

@@ -20,13 +20,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from transformers import PreTrainedModel
 
 from rung.errors import DataError
 from rung.feedback.rankings import load_rankings, split_by_prompt
 from rung.model.forward import segment_sums, target_logps
 from rung.model.load import context_length, load_model, save_model
 from rung.model.precision import autocast, pick_device, pick_dtype
+from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
 from rung.tokens.tokenizer import load_tokenizer
 from rung.train.cost import cost_notes

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rung.model.attention import TorchForest
 from rung.model.forward import target_logps
 from rung.model.heads import ValueHead
+from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
 from rung.train.advantage import (
     answer_sums,

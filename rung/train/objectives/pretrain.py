@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import PreTrainedModel
 
 from rung.engine.generate import generate
 from rung.engine.sampling import Sampling
@@ -24,6 +23,7 @@ from rung.model.load import save_model
 from rung.model.memory import check_memory
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.model.shape import ModelConfig, Shape, resolve
+from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
 from rung.tokens.corpus import CorpusTokens, load_corpus_tokens
 from rung.tokens.forest import Tree, document, pack, tree_size

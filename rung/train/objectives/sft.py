@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedModel
 
 from rung.errors import DataError
 from rung.model.attention import TorchForest, to_torch
 from rung.model.forward import weighted_nll
 from rung.model.load import context_length, load_model, save_model
 from rung.model.precision import pick_device
+from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
 from rung.tokens.forest import pack
 from rung.tokens.tokenizer import load_tokenizer
