@@ -89,7 +89,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artefact]:
     return {
         "corpus": artefact(root / "corpus", "corpus"),
         "tokenizer": artefact(root / "tokenizer", "tokenizer"),
-        "base": artefact(root / "base", "model", config={"seed": 3}, figures={"tokens": 1500}),
+        "base": artefact(root / "base", "model", config={"seed": 3}, tokens=1500),
         "other": artefact(root / "other", "model"),
         "dataset": artefact(root / "dataset", "dataset"),
     }
