@@ -128,7 +128,9 @@ def _collect(config: Any, parents: Parents) -> Estimate:
 
 
 def _reward(config: Any, parents: Parents) -> Estimate:
-    return _ranked(config, parents, passes=config.epochs)
+    # a reading without a gradient is a third of a pass; a head alone costs next to nothing
+    frozen = config.backbone == "frozen"
+    return _ranked(config, parents, passes=1 / 3 if frozen else config.epochs + 2 / 3)
 
 
 def _dpo(config: Any, parents: Parents) -> Estimate:

@@ -82,9 +82,20 @@ def test_training_by_hand(recipe, tmp_path, peak):
     assert rows["chat"].seconds == pytest.approx(4 + work / (0.20 * PEAK))
     # 100 prompts are made, fewer than the 500 asked for: 100 x 2 answers of 23 tokens at 3,000/s
     assert rows["liked"].seconds == pytest.approx(4 + 4600 / 3000)
-    # half of 100 rankings of 45 + 2 x 23 tokens
-    work = 50 * 91 * shape.flops_per_token(1000, 91)
+    # half of 100 rankings of 45 + 2 x 23 tokens: read, trained once, read again
+    work = (1 + 2 / 3) * 50 * 91 * shape.flops_per_token(1000, 91)
     assert rows["judge"].seconds == pytest.approx(4 + work / (0.12 * PEAK))
+
+
+def test_a_frozen_reward_model_only_reads(tmp_path, peak):
+    page = ROOT / "recipes/quickstart.yaml"
+    found = {
+        how: plan(load_recipe(page, overrides=[f"reward.backbone={how}"]), tmp_path)["reward"]
+        for how in ("frozen", "trained")
+    }
+    epochs = load_recipe(page).entries["reward"].values["epochs"]
+    ratio = (found["trained"].seconds - 4) / (found["frozen"].seconds - 4)
+    assert ratio == pytest.approx(3 * epochs + 2)
 
 
 def test_a_slower_machine_trains_longer_and_reads_as_fast(recipe, tmp_path, peak):
