@@ -19,6 +19,7 @@ from rung.evals.fivegram import train_ngram
 from rung.evals.heldout import HeldoutConfig, HeldoutDocument, document_ids, read_heldout
 from rung.evals.likelihood import cut_windows, document_bits
 from rung.evals.tally import compare, tally_totals
+from rung.model.attention import to_torch
 from rung.model.build import build_model
 from rung.model.heads import RewardModel, save_reward_model
 from rung.model.load import load_model, save_model
@@ -27,6 +28,7 @@ from rung.store.artefact import Artefact, FileEntry
 from rung.store.context import StageContext
 from rung.tokens.bpe import train_bpe, write_tokenizer
 from rung.tokens.corpus import load_corpus_tokens
+from rung.tokens.forest import group, pack
 from rung.tokens.stream import DocumentStream
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -379,18 +381,14 @@ def test_reward_of_the_answers_is_the_reward_models(
     ladder: dict[str, Artefact], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     model = RewardModel(load_model(ladder["base"].path), shift=0.5, scale=2.0)
-    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     prompt, ids = tokenizer.encode("`list.sort`: "), tokenizer.encode("Sort the items")
     scores = answer_rewards(model, [Answer(prompt, ids[:n], "", True) for n in (1, 2, len(ids))])
-    plain: Any = type(model.backbone).from_pretrained(
-        ladder["base"].path, attn_implementation="eager"
-    )
     for score, n in zip(scores, (1, 2, len(ids)), strict=True):
-        line = torch.tensor([[*prompt.tolist(), *ids[:n].tolist()]])
         with torch.inference_mode():
-            hidden = plain.model(input_ids=line).last_hidden_state[0, -1]
-            expected = (float(model.head(hidden)) - 0.5) * 2.0
-        assert score == pytest.approx(expected, abs=1e-4)
+            alone = model.scores(to_torch(pack([group(prompt, [ids[:n]])])))
+        assert score == pytest.approx(float(alone), abs=1e-4)
     (tmp_path / "reward").mkdir()
     save_reward_model(model, tmp_path / "reward", {})
     judged = {**ladder, "reward": artefact(tmp_path / "reward", "reward-model")}

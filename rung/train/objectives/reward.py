@@ -29,7 +29,7 @@ from rung.feedback.rankings import load_rankings, split_by_prompt
 from rung.model.heads import RewardModel, save_reward_model
 from rung.model.load import context_length, load_model
 from rung.model.precision import autocast, pick_device, pick_dtype
-from rung.store.context import Notes, StageContext
+from rung.store.context import Notes, Progress, StageContext
 from rung.tokens.forest import tree_size
 from rung.tokens.tokenizer import load_tokenizer
 from rung.train import scorecard
@@ -190,13 +190,22 @@ def _pairs(scores: list[np.ndarray], trees: Sequence[RankedTree]) -> scorecard.P
 
 
 @torch.no_grad()
-def read_evidence(model: RewardModel, trees: Sequence[RankedTree], config: Config) -> list[Tensor]:
+def read_evidence(
+    model: RewardModel,
+    trees: Sequence[RankedTree],
+    config: Config,
+    *,
+    progress: Progress | None = None,
+) -> list[Tensor]:
     """Evidence of the answers of each ranking, float32 [K, F] each."""
-    device, found = pick_device(config.device), []
+    device = pick_device(config.device)
+    found: list[Tensor] = []
     with autocast(pick_dtype(config.precision, device), device):
         for batch in microbatches(trees, max_tokens=config.microbatch_tokens, device=device):
             sizes = [len(tree.ranks) for tree in batch.trees]
             found.extend(model.evidence(batch.forest).split(sizes))
+            if progress is not None:
+                progress.update(len(found))
     return found
 
 
@@ -260,17 +269,17 @@ def run(context: StageContext, config: Config) -> Notes:
     _require_order(trees, "to train on")
     _require_order(heldout, "held out")
     model = RewardModel(backbone, hidden=config.hidden, seed=config.seed).to(device)
-    context.progress.say(f"reward: reading {len(trees) + len(heldout)} rankings")
-    known = read_evidence(model, trees, config)
+    context.progress.start("reading answers", total=len(trees), unit="rankings")
+    known = read_evidence(model, trees, config, progress=context.progress)
+    context.progress.finish()
     model.head.standardise(torch.cat(known))
     cost: Notes
     if config.backbone == "frozen":
         model.backbone.requires_grad_(False)
         result = train(HeadObjective(model, trees, known, config), config, context)
         tokens = sum(tree_size(tree.tree) for tree in trees)
-        parameters = sum(p.numel() for p in model.parameters())
-        cost = cost_notes(result, model, extra_forwards=0.0)
-        cost = {**cost, "tokens": tokens, "flops": 2 * parameters * tokens}
+        flops = 2.0 * tokens * sum(p.numel() for p in model.parameters())
+        cost = cost_notes(result, model, tokens=tokens, flops=flops)
     else:
         result = train(RewardObjective(model, trees, config), config, context)
         known = read_evidence(model, trees, config)
