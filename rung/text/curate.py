@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,10 +71,11 @@ def fingerprint(config: Config) -> object:
 def run(context: StageContext, config: Config) -> Notes:
     """Read, clean, drop, redact, split; write documents.parquet and report.json."""
     start = time.monotonic()
-    context.progress.start("curate", total=len(STEPS) + 2, unit="steps")
-    documents, read = _read(config)
+    context.progress.start("read", unit="files")
+    documents, read = _read(config, context.progress.update)
+    context.progress.finish()
     seconds = {"read": time.monotonic() - start}
-    context.progress.update(1, documents=len(documents))
+    context.progress.start("curate", total=len(STEPS) + 1, unit="steps")
     frame = build_frame(documents, [_meta(document) for document in documents])
     settings = Settings(
         rules=config.rules,
@@ -89,7 +90,7 @@ def run(context: StageContext, config: Config) -> Notes:
         start = time.monotonic()
         frame = step(frame, settings).collect()
         seconds[name] = time.monotonic() - start
-        context.progress.update(index + 2, step=name)
+        context.progress.update(index + 1, step=name)
     table = frame.sort("rank").to_arrow()
     report = summarise(table) | {"read": read}
     kept = table.filter(pc.is_null(table.column("reason"))).select(COLUMNS)
@@ -109,11 +110,13 @@ def _meta(document: Document) -> str:
     return json.dumps(document.meta, sort_keys=True)
 
 
-def _read(config: Config) -> tuple[Sequence[Document], dict[str, object]]:
+def _read(
+    config: Config, saw: Callable[[int], None]
+) -> tuple[Sequence[Document], dict[str, object]]:
     """Documents, and what was left out on the way: counts with up to three names."""
     encodings: dict[str, int] = {}
     if config.source.installed is not None:
-        documents, skipped = read_installed(config.source.installed)
+        documents, skipped = read_installed(config.source.installed, saw=saw)
     else:
         documents, skipped, encodings = read_files(config.source)
     if not documents:

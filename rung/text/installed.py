@@ -75,14 +75,17 @@ def installed_fingerprint(source: Installed) -> dict[str, str]:
     return versions
 
 
-def read_installed(source: Installed, *, workers: int | None = None) -> InstalledDocs:
+def read_installed(
+    source: Installed, *, workers: int | None = None, saw: Callable[[int], None] | None = None
+) -> InstalledDocs:
     """All documents of `source`, the same for the same versions whatever the machine.
 
-    workers: processes that parse source (None: one per core, up to 8; 0: this process).
-    DataError names packages that are not installed.
+    workers: processes that parse source (None: one per core, up to 8; 0: this process). saw: told
+    how many files are read so far. DataError names packages that are not installed.
     """
     files, skipped = _find_files(source)
-    parsed, unparsable = _parse(files, workers=_num_workers() if workers is None else workers)
+    workers = _num_workers() if workers is None else workers
+    parsed, unparsable = _parse(files, workers=workers, saw=saw)
     if unparsable:
         skipped["does not parse"] = unparsable
     documents: dict[str, Document] = {}
@@ -149,16 +152,24 @@ def _num_workers() -> int:
     return min(cores or 1, 8)
 
 
-def _parse(files: Sequence[_File], *, workers: int) -> tuple[list[ModuleDocs], list[str]]:
+def _parse(
+    files: Sequence[_File], *, workers: int, saw: Callable[[int], None] | None
+) -> tuple[list[ModuleDocs], list[str]]:
     """Public modules, and of the private ones those that a parsed module re-exports from."""
     private = {file.module: file for file in files if is_private(file.module)}
     wave = [file for file in files if file.module not in private]
     parsed: list[ModuleDocs] = []
     unparsable: list[str] = []
+    num_read = 0
     with _pool(workers if len(files) > 200 else 0) as apply:
         while wave:
             chunks = [wave[i : i + 50] for i in range(0, len(wave), 50)]
-            results = [docs for chunk in apply(_parse_chunk, chunks) for docs in chunk]
+            results: list[ModuleDocs | None] = []
+            for chunk in apply(_parse_chunk, chunks):
+                results += chunk
+                if saw is not None:
+                    saw(num_read + len(results))
+            num_read += len(results)
             pairs = zip(wave, results, strict=True)
             unparsable += [file.module for file, docs in pairs if docs is None]
             new = [docs for docs in results if docs is not None]
