@@ -8,6 +8,7 @@ gathering, so that a compiled decoder layer has no graph break and no shape that
     H heads, T tokens of the forest, D head width, G rows of a group, L padded length
 """
 
+import functools
 import itertools
 import weakref
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Group:
 
     q_index [G * L], k_index [G * (A + L)]: tokens, padding points at token 0.
     hidden [G, 1, A]: 1 = padding among the ancestors, None when a group has no ancestors.
+    pad [G, L, 1]: 1 = a padded query, None when a group has none.
     q_pos [G, L], k_pos [G, A + L]: positions, for sliding windows.
     q_real, k_real: flat indices of what is not padding.
     """
@@ -40,6 +42,7 @@ class Group:
     q_index: Tensor
     k_index: Tensor
     hidden: Tensor | None
+    pad: Tensor | None
     q_pos: Tensor
     k_pos: Tensor
     q_real: Tensor
@@ -178,6 +181,7 @@ def _build_group(
         q_index=put(q_index.reshape(-1)),
         k_index=put(k_index.reshape(-1)),
         hidden=put(~real_up[:, None]) if depth and not real_up.all() else None,
+        pad=None if real_q.all() else put(~real_q[..., None]),
         q_pos=put(forest.positions[q_index]),
         k_pos=put(forest.positions[k_index]),
         q_real=put(np.flatnonzero(real_q.reshape(-1))),
@@ -186,33 +190,40 @@ def _build_group(
 
 
 @dataclass(frozen=True)
-class _Scores:
-    """What turns a query block and its keys into masked scores."""
+class _Weights:
+    """What turns a query block and its keys into attention weights."""
 
-    scale: float
     window: int  # 0: none
     softcap: float  # 0: none
 
-    def block(self, group: Group, q: Tensor, k: Tensor, first: int) -> Tensor:
-        """Masked scores [KV * G, R * B, K] of queries first..first+B against the keys they see.
+    def block(self, group: Group, q: Tensor, k: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        """(weights, slope of the softcap or None) of queries first..first+B on the keys they see.
 
-        q [KV * G, R * B, D] (R query heads share a key head), k [KV * G, K, D].
+        Both [KV * G, R * B, K], rows of weights sum to 1. q [KV * G, R * B, D] is scaled (R query
+        heads share a key head), k [KV * G, K, D].
         """
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(self.scale)
+        scores, slope = torch.bmm(q, k.transpose(1, 2)), None
         if self.softcap:
-            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+            bent = scores.div_(self.softcap).tanh_()
+            slope = 1 - bent.square()
+            scores = bent.mul_(self.softcap)
         keys, own = k.shape[1], k.shape[1] - group.above
         block = own - first
         view = scores.view(-1, group.rows, scores.shape[1] // block, block, keys)
-        future = torch.ones(block, block, dtype=torch.bool, device=q.device).triu_(1)
-        view[..., keys - block :].masked_fill_(future, float("-inf"))
+        view[..., keys - block :].masked_fill_(_future(block, q.device), float("-inf"))
         if group.hidden is not None:
             hidden = group.hidden[None, :, :, None]
             view[..., : group.above].masked_fill_(hidden, float("-inf"))
         if self.window:
             distance = group.q_pos[:, first:own, None] - group.k_pos[:, None, :keys]
             view.masked_fill_((distance >= self.window)[None, :, None], float("-inf"))
-        return scores
+        return torch.softmax(scores, -1), slope
+
+
+@functools.lru_cache(maxsize=2 * QUERY_BLOCK)
+def _future(block: int, device: torch.device) -> Tensor:
+    """1 = a key after the query, [B, B]."""
+    return torch.ones(block, block, dtype=torch.bool, device=device).triu_(1)
 
 
 def _gather(x: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -242,86 +253,56 @@ def _unfold(x: Tensor, kv_heads: int, rows: int, block: int) -> Tensor:
 
 @torch.library.custom_op("rung::forest_attention", mutates_args=())
 def _forest_attention(
-    q: Tensor, k: Tensor, v: Tensor, handle: Tensor, scale: float, window: int, softcap: float
-) -> tuple[Tensor, Tensor]:
-    """q [H, T, D], k and v [KV, T, D] -> output [T, H, D] and log-sum-exp of scores [H, T]."""
+    q: Tensor, k: Tensor, v: Tensor, handle: Tensor, window: int, softcap: float
+) -> Tensor:
+    """q [H, T, D], scaled; k and v [KV, T, D] -> output [T, H, D]."""
     layout = _layouts[int(handle)]
-    form, kv = _Scores(scale, window, softcap), k.shape[0]
-    outputs, lses = [], []
+    form, kv = _Weights(window, softcap), k.shape[0]
+    outputs = []
     for group in layout.groups:
         gq = _gather(q, group.q_index, group.rows)
         gk, gv = (_gather(x, group.k_index, group.rows).flatten(0, 1) for x in (k, v))
         out = gq.new_empty((*gq.shape[:3], v.shape[2]))
-        lse = torch.empty(gq.shape[:3], dtype=torch.float32, device=q.device)
         for first, last in _blocks(group):
             seen = group.above + last
-            scores = form.block(group, _fold(gq[:, :, first:last], kv), gk[:, :seen], first)
-            top = scores.amax(-1, keepdim=True)
-            p = scores.sub_(top).exp_()
-            total = p.sum(-1, keepdim=True, dtype=torch.float32)
-            mixed = torch.bmm(p, gv[:, :seen]) / total
+            p, _ = form.block(group, _fold(gq[:, :, first:last], kv), gk[:, :seen], first)
+            mixed = torch.bmm(p, gv[:, :seen])
             out[:, :, first:last] = _unfold(mixed, kv, group.rows, last - first)
-            norm = total.log_().add_(top)
-            lse[:, :, first:last] = _unfold(norm, kv, group.rows, last - first).squeeze(-1)
         outputs.append(out.flatten(1, 2))
-        lses.append(lse.flatten(1, 2))
-    merged = torch.cat(outputs, 1).transpose(0, 1).index_select(0, layout.inverse)
-    return merged, torch.cat(lses, 1).index_select(1, layout.inverse)
+    return torch.cat(outputs, 1).transpose(0, 1).index_select(0, layout.inverse)
 
 
 @_forest_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, handle: Tensor, scale: float, window: int, softcap: float
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, handle: Tensor, window: int, softcap: float) -> Tensor:
     heads, tokens, _ = q.shape
-    return (
-        q.new_empty((tokens, heads, v.shape[2])),
-        q.new_empty((heads, tokens), dtype=torch.float32),
-    )
+    return q.new_empty((tokens, heads, v.shape[2]))
 
 
 @torch.library.custom_op("rung::forest_attention_backward", mutates_args=())
 def _forest_attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    handle: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, handle: Tensor, window: int, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v. Probabilities are computed again from the saved log-sum-exp."""
+    """Gradients of the scaled q, of k and v. Weights are computed again: keeping them would cost
+    memory with the square of the length."""
     layout = _layouts[int(handle)]
-    form, kv = _Scores(scale, window, softcap), k.shape[0]
-    delta = (grad.float() * out.float()).sum(-1).transpose(0, 1)  # [H, T]
+    form, kv = _Weights(window, softcap), k.shape[0]
     grad = grad.transpose(0, 1)
     dqs, dks, dvs = [], [], []
     for group in layout.groups:
         gq, go = (_gather(x, group.q_index, group.rows) for x in (q, grad))
-        gl, gd = (
-            _gather(x[..., None], group.q_index, group.rows).squeeze(-1) for x in (lse, delta)
-        )
         gk, gv = (_gather(x, group.k_index, group.rows).flatten(0, 1) for x in (k, v))
-        # a padded query would send a gradient to the keys of its row
-        pad = torch.ones(group.rows * group.length, dtype=torch.bool, device=q.device)
-        pad[group.q_real] = False
-        go = go.masked_fill(pad.view(group.rows, group.length, 1), 0)
-        gd = gd.masked_fill(pad.view(group.rows, group.length), 0)
+        if group.pad is not None:  # a padded query would send a gradient to the keys of its row
+            go = go.masked_fill_(group.pad, 0)
         dq, dk, dv = torch.empty_like(gq), torch.zeros_like(gk), torch.zeros_like(gv)
         for first, last in _blocks(group):
             seen = group.above + last
             fq, fo = (_fold(x[:, :, first:last], kv) for x in (gq, go))
-            fl, fd = (_fold(x[:, :, first:last, None], kv) for x in (gl, gd))
-            scores = form.block(group, fq, gk[:, :seen], first)
-            slope = 1 - (scores / softcap).square_() if softcap else None
-            p = scores.sub_(fl).exp_()
+            p, slope = form.block(group, fq, gk[:, :seen], first)
             dv[:, :seen] += torch.bmm(p.transpose(1, 2), fo)
-            ds = torch.bmm(fo, gv[:, :seen].transpose(1, 2)).sub_(fd).mul_(p).mul_(scale)
+            dp = torch.bmm(fo, gv[:, :seen].transpose(1, 2))
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
-                ds = ds.mul_(slope.masked_fill_(p == 0, 0))
+                ds = ds.mul_(slope)
             dq[:, :, first:last] = _unfold(
                 torch.bmm(ds, gk[:, :seen]), kv, group.rows, last - first
             )
@@ -346,35 +327,22 @@ def _scatter(parts: list[Tensor], layout: Layout) -> Tensor:
 
 @_forest_attention_backward.register_fake
 def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    handle: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, handle: Tensor, window: int, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        q.new_empty(q.shape),
-        k.new_empty(k.shape),
-        v.new_empty(v.shape),
-    )
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    q, k, v, handle, ctx.scale, ctx.window, ctx.softcap = inputs
-    ctx.save_for_backward(q, k, v, *output, handle)
+    q, k, v, handle, ctx.window, ctx.softcap = inputs
+    ctx.save_for_backward(q, k, v, handle)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, handle = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, handle = ctx.saved_tensors
     grads = torch.ops.rung.forest_attention_backward(
-        grad.contiguous(), q, k, v, out, lse, handle, ctx.scale, ctx.window, ctx.softcap
+        grad.contiguous(), q, k, v, handle, ctx.window, ctx.softcap
     )
-    return (*grads, None, None, None, None)
+    return (*grads, None, None, None)
 
 
 _forest_attention.register_autograd(_backward, setup_context=_setup)
@@ -413,12 +381,13 @@ def attend(
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"forest attention does not know {name!r} of {module}")
     dtype = value.dtype  # rotary tables may have widened query and key
-    out, _ = torch.ops.rung.forest_attention(
-        query[0].to(dtype),
+    # The scale goes to the queries: one product over T x D numbers instead of two over all scores.
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    out = torch.ops.rung.forest_attention(
+        (query[0] * scale).to(dtype),
         key[0].to(dtype),
         value[0],
         forest,
-        scaling if scaling is not None else query.shape[-1] ** -0.5,
         sliding_window or 0,
         softcap or 0.0,
     )

@@ -16,7 +16,7 @@ from rung.errors import ConfigError
 from rung.model.attention import TorchForest
 from rung.model.types import PreTrainedModel
 
-CHUNK = 1024  # rows of logits at once
+CHUNK = 512  # rows of logits at once: what is made of them stays in the caches
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,14 @@ def _compute_dtype(rows: Tensor) -> torch.dtype:
 def _chunk_logits(
     rows: Tensor, weight: Tensor, bias: Tensor, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits float32 [C, V] and the slope of the softcap (None without one)."""
-    logits = (rows @ weight.T).float()
+    """Logits [C, V] and the slope of the softcap (None without one).
+
+    As the product gives them (perhaps bf16) where nothing is done to them, else float32.
+    """
+    logits = rows @ weight.T
+    if not bias.numel() and scale == 1.0 and not softcap:
+        return logits, None
+    logits = logits.float()
     if bias.numel():
         logits += bias.float()
     if scale != 1.0:
@@ -112,13 +118,21 @@ class _HeadGradients:
         self.weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         self.bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
 
-    def add(self, part: slice, d_logits: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """d_logits float32 [C, V], with respect to the unscaled, uncapped logits."""
+    def add(self, part: slice, d_logits: Tensor, by: Tensor, rows: Tensor, table: Tensor) -> None:
+        """d_logits [C, V], with respect to the unscaled, uncapped logits, in units of `by` [C]:
+        a factor of a row costs less on the C x W side of either product."""
+        by = by[:, None]
         if self.bias.numel():
-            self.bias += d_logits.sum(0)
-        d_logits = d_logits.to(weight.dtype)
-        self.rows[part] = d_logits @ weight
-        self.weight += d_logits.T @ rows
+            self.bias += (d_logits * by).sum(0)
+        d_logits = d_logits.to(table.dtype)
+        self.rows[part] = (d_logits @ table) * by.to(table.dtype)
+        self.weight += d_logits.T @ (rows * by.to(rows.dtype))
+
+
+def _minus_one_hot(probs: Tensor, target: Tensor) -> Tensor:
+    """probs [C, V] less 1 at the target, in place: the slope of -log p in the logits."""
+    ones = torch.ones((len(target), 1), dtype=probs.dtype, device=probs.device)
+    return probs.scatter_add_(1, target[:, None], -ones)
 
 
 class _Logps(torch.autograd.Function):
@@ -141,6 +155,7 @@ class _Logps(torch.autograd.Function):
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
             logits, _ = _chunk_logits(small[part], table, bias, scale, softcap)
+            logits = logits.float()
             chosen = logits.gather(1, target[part, None]).squeeze(1)
             lse = torch.logsumexp(logits, -1)
             logp[part] = chosen - lse
@@ -160,10 +175,9 @@ class _Logps(torch.autograd.Function):
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
             logits, slope = _chunk_logits(small[part], table, bias, scale, softcap)
-            d = torch.softmax(logits, -1).mul_(-grad[part, None])
-            d.scatter_add_(1, target[part, None], grad[part, None].float())
+            d = _minus_one_hot(torch.softmax(logits, -1), target[part])
             d = d if slope is None else d.mul_(slope)
-            total.add(part, d if scale == 1.0 else d.mul_(scale), small[part], table)
+            total.add(part, d, -scale * grad[part], small[part], table)
         return (
             total.rows,
             total.weight.to(weight.dtype),
@@ -196,14 +210,18 @@ class _WeightedNLL(torch.autograd.Function):
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
             logits, slope = _chunk_logits(small[part], table, bias, scale, softcap)
-            chosen = logits.gather(1, target[part, None]).squeeze(1)
-            lse = torch.logsumexp(logits, -1)
-            loss += ((lse - chosen) * weights[part]).sum(dtype=torch.float64)
-            if total is not None:
-                d = logits.sub_(lse[:, None]).exp_().mul_(weights[part, None])
-                d.scatter_add_(1, target[part, None], -weights[part, None])
-                d = d if slope is None else d.mul_(slope)
-                total.add(part, d if scale == 1.0 else d.mul_(scale), small[part], table)
+            if total is None:
+                logp = torch.log_softmax(logits.float(), -1).gather(1, target[part, None])
+                loss -= (logp.squeeze(1) * weights[part]).sum(dtype=torch.float64)
+                continue
+            # One pass in the dtype of the product, which its gradient is rounded to anyway. Of
+            # the loss it rounds the third digit of a token, either way.
+            d = torch.softmax(logits, -1)
+            p = d.gather(1, target[part, None]).squeeze(1).float().clamp_(min=1e-38)
+            loss -= (p.log_() * weights[part]).sum(dtype=torch.float64)
+            d = _minus_one_hot(d, target[part])
+            d = d if slope is None else d.mul_(slope)
+            total.add(part, d, scale * weights[part], small[part], table)
         if total is not None:
             ctx.save_for_backward(total.rows, total.weight.to(weight.dtype), total.bias)
         return loss.float()

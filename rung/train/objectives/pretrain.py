@@ -264,7 +264,7 @@ def train_stream(
     num_tokens = budget.num_steps * budget.tokens_per_step
     flops = shape.flops_per_token(tokenizer.vocab_size, shape.context) * num_tokens
     device = pick_device(config.device)
-    compiled = should_compile(config, flops=flops, device=device)
+    compiled = should_compile(config, flops=flops, device=device, say=context.progress.say)
     if compiled:
         compile_layers(model)
     objective = StreamObjective(
