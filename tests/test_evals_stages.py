@@ -233,11 +233,15 @@ def item(name: str, *, group: str = "seen", admits: bool = False, utility: float
 
 def test_claims_and_refusals_by_hand() -> None:
     items = [item(f"m{i}", group="made_up", admits=i < 3) for i in range(4)]
+    for index, kind in enumerate(("coined", "coined", "recombined", "recombined")):
+        items[index]["made_up"] = kind
     items += [item(f"r{i}", admits=i < 1) for i in range(10)]
     items += [item("weather", group="off_topic")]  # neither made up nor real
     totals = tally_totals(items, seed=0)
     assert totals["false_claim_rate"]["value"] == 1 / 4
     assert totals["false_claim_rate"]["n"] == 4
+    assert totals["false_claim_rate/coined"]["value"] == 0.0
+    assert totals["false_claim_rate/recombined"]["value"] == 0.5
     assert totals["refusal_rate_on_real"]["value"] == 1 / 10
     assert totals["stop_rate"]["value"] == 1.0
 

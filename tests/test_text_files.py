@@ -83,6 +83,7 @@ def test_missing_and_unreadable(tmp_path):
         ({"files": (str(tmp_path / "bad.txt.gz"),)}, r"bad\.txt\.gz: cannot be read"),
         ({"files": (str(tmp_path / "bad.parquet"),)}, r"not a Parquet file"),
         ({"files": (str(tmp_path / "other.parquet"),)}, r"no column 'text'; columns found: body"),
+        ({"files": (str(tmp_path),)}, r"is a folder; use source\.folder"),
         ({"folder": str(tmp_path / "nowhere")}, r"no such folder"),
         ({"folder": str(tmp_path / "notes.txt")}, r"is a file; use source\.files"),
     ]

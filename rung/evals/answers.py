@@ -96,6 +96,7 @@ def grade(row: Row, answer: Answer) -> dict[str, Any]:
         "split_group": row["split_group"],
         "name": truth["name"] or row["id"],  # users' own rows are about no function
         "exists": bool(truth["exists"]),
+        "made_up": truth.get("made_up"),  # how, of a name that does not exist
         "answer": answer.text,
         "stopped": answer.stopped,
         "tokens": len(answer.ids),

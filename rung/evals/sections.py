@@ -82,6 +82,8 @@ def _facts(ladder: Ladder, artefact: Artefact, steps: Sequence[Step]) -> list[tu
             ("stop_rate", "answers that stop", True),
             ("utility", "noise-free utility", False),
             ("false_claim_rate", "claims about made-up functions", True),
+            ("false_claim_rate/coined", "of those with a coined name", True),
+            ("false_claim_rate/recombined", "of those recombined from real names", True),
             ("refusal_rate_on_real", "refusals of real functions", True),
         ):
             if key in totals:

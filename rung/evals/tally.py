@@ -67,7 +67,8 @@ def tally_cells(items: Sequence[Item], *, seed: int) -> list[dict[str, Any]]:
 def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
     """Figures over all items; one about a kind of question is left out where nobody asked it.
 
-    false_claim_rate: answers about made-up functions that do not say so. refusal_rate_on_real:
+    false_claim_rate: answers about made-up functions that do not say so, also by the kind of name
+    (false_claim_rate/coined, false_claim_rate/recombined). refusal_rate_on_real:
     answers that deny or refuse a function that exists. passage_rouge_l and closed_book_rouge_l:
     the same measure with and without the documentation in the prompt.
     """
@@ -84,8 +85,10 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
         "answer_tokens": mean(items, "tokens", seed=seed),
     }
     if made_up:
-        claims = sum(not item["admits"] for item in made_up)
-        figures["false_claim_rate"] = wilson(claims, len(made_up)).to_json()
+        figures["false_claim_rate"] = _claims(made_up)
+        for kind in sorted({str(item["made_up"]) for item in made_up if item.get("made_up")}):
+            some = [item for item in made_up if item.get("made_up") == kind]
+            figures[f"false_claim_rate/{kind}"] = _claims(some)
     if real:
         figures["refusal_rate_on_real"] = rate(real, "admits")
         figures["utility_on_real"] = mean(real, "utility", seed=seed)
@@ -94,6 +97,10 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
     if closed:
         figures["closed_book_rouge_l"] = mean(closed, "rouge_l", seed=seed)
     return figures
+
+
+def _claims(made_up: Sequence[Item]) -> dict[str, float | int]:
+    return wilson(sum(not item["admits"] for item in made_up), len(made_up)).to_json()
 
 
 def pair_items(after: Sequence[Item], before: Sequence[Item]) -> list[tuple[Item, Item]]:

@@ -94,6 +94,8 @@ def _find(source: Files) -> tuple[list[tuple[str, Path]], dict[str, list[str]]]:
         listed = [Path(file).expanduser() for file in source.files]
         missing = [str(path) for path in listed if not path.is_file()]
         if missing:
+            if Path(missing[0]).expanduser().is_dir():
+                raise DataError(f"source.files: {missing[0]} is a folder; use source.folder")
             raise DataError(f"no such file: {', '.join(missing)}{_nearest(missing[0])}")
         unknown = [str(path) for path in listed if _suffix(path) not in SUFFIXES]
         if unknown:
