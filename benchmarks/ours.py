@@ -82,7 +82,7 @@ class EvenShare:
             torch.zeros(forest.num_segments).index_add(0, forest.target_seg, values)
             for values in (even, ones)
         ]
-        answers = forest.target_seg.new_tensor(np.flatnonzero(forest.host.seg_parent >= 0))
+        answers = forest.target_seg.new_tensor(forest.host.answers)
         shares = sums[0][answers] / sums[1][answers].clamp(min=1)
         return shares, torch.zeros(len(even), 1)
 

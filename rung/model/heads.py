@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -112,9 +111,9 @@ class RewardModel(nn.Module):
         return (raw - self.shift) * self.scale, features
 
     def _evidence(self, hidden: Tensor, forest: TorchForest) -> Tensor:
-        parents = forest.host.seg_parent
-        answers = torch.from_numpy(np.flatnonzero(parents >= 0)).to(hidden.device)
-        prompts = torch.from_numpy(parents[parents >= 0]).to(hidden.device)
+        own = forest.host.answers
+        answers = torch.from_numpy(own).to(hidden.device)
+        prompts = torch.from_numpy(forest.host.seg_parent[own]).to(hidden.device)
         with torch.no_grad():
             logps, _ = logps_of(output_head(self.backbone), hidden, forest)
         states = hidden.float()

@@ -86,6 +86,11 @@ class Forest:
     def num_segments(self) -> int:
         return len(self.seg_start)
 
+    @property
+    def answers(self) -> np.ndarray:
+        """Indices of the segments that have a parent [A]: the answers, where roots are prompts."""
+        return np.flatnonzero(self.seg_parent >= 0)
+
     def ancestors(self, segment: int) -> list[int]:
         """Segments above `segment`, root first."""
         chain: list[int] = []

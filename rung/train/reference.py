@@ -32,7 +32,7 @@ def answer_logps_of(
         for batch in microbatches(trees, max_tokens=microbatch_tokens, device=device):
             per_token, _ = target_logps(model, batch.forest)
             sums = segment_sums(per_token, batch.forest).cpu().numpy()
-            answers = sums[batch.forest.host.seg_parent >= 0]
+            answers = sums[batch.forest.host.answers]
             out.extend(np.split(answers, np.cumsum([len(t.ranks) for t in batch.trees])[:-1]))
     return out
 

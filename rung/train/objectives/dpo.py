@@ -149,8 +149,7 @@ class DPOObjective(Objective[RankedForest]):
 def answer_logps(per_token: Tensor, batch: RankedForest) -> Tensor:
     """Log-probability of each answer [A], from those of the trained tokens [N]."""
     sums = segment_sums(per_token, batch.forest)
-    answers = np.flatnonzero(batch.forest.host.seg_parent >= 0)
-    return sums[torch.from_numpy(answers).to(sums.device)]
+    return sums[torch.from_numpy(batch.forest.host.answers).to(sums.device)]
 
 
 @torch.no_grad()

@@ -283,7 +283,7 @@ def run(context: StageContext, config: Config) -> Notes:
     else:
         result = train(RewardObjective(model, trees, config), config, context)
         known = read_evidence(model, trees, config)
-        cost = cost_notes(result, model, extra_forwards=0.0)
+        cost = cost_notes(result, model)
     train_scores = score_evidence(model, known)
     heldout_scores = score_evidence(model, read_evidence(model, heldout, config))
     everything = np.concatenate(train_scores)
