@@ -17,7 +17,7 @@ from rung.tasks import instruct
 from rung.tasks.entries import Entry, clean_signature, clean_summary, defaults, load_library
 from rung.tasks.grade import is_admission, utility
 from rung.tasks.made_up import NameForge
-from rung.tasks.phrasings import PHRASINGS, off_topic_questions
+from rung.tasks.phrasings import PHRASINGS, choose_phrasing, off_topic_questions
 from rung.tasks.questions import Limits, ask, cut_words, returns_of
 from rung.text.rows import read_rows
 
@@ -167,11 +167,31 @@ def test_the_last_wording_of_each_question_is_held_out(rows):
 
 def is_new(row):
     """Whether the prompt has the last wording of any question, by a regular expression."""
-    prompt = row["messages"][0]["content"]
+    prompt = plain(row["messages"][0]["content"])
     return any(
-        re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(forms[-1])), prompt, re.S)
+        re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(plain(forms[-1]))), prompt, re.S)
         for forms in PHRASINGS.values()
     )
+
+
+def plain(text):
+    return text.replace("`", "").lower().rstrip("?.")
+
+
+def test_questions_come_with_and_without_marks_around_the_name(rows):
+    asked = [r["messages"][0]["content"] for r in rows["train"] if r["format"] == "signature"]
+    marked = [text for text in asked if "`" in text]
+    assert 0.4 < len(marked) / len(asked) < 0.8  # 0.6
+    casual = [text for text in asked if text[0].islower()]
+    assert 0.05 < len(casual) / len(asked) < 0.4  # 0.2
+    assert not [text for text in casual if text.endswith("?")]
+
+
+def test_marks_inside_a_passage_stay():
+    for seed in range(20):
+        draw = random.Random(seed)
+        _, form = choose_phrasing("passage_signature", draw, heldout=False)
+        assert "Use `this`." in form.format(passage="Use `this`.", name="a.b")
 
 
 def test_the_question_of_the_report_is_not_in_the_lists():

@@ -123,7 +123,9 @@ class Engine:
         self._limits = [n - len(p) for n, p in zip(lengths, prompts, strict=True)]
         self._made: list[list[int]] = [[] for _ in range(len(prompts) * num_samples)]
         self._stopped = [False] * len(self._made)
-        self._queue = deque(range(len(self._made)))
+        # Longest prompts first: a step reads as many keys of every row as the longest row has.
+        by_length = sorted(range(len(self._made)), key=lambda s: -lengths[s // num_samples])
+        self._queue = deque(by_length)
         # by row in use: which sample, the token to feed, its position
         self._num_rows = 0
         self._sample = np.zeros(room, dtype=np.int64)

@@ -131,8 +131,8 @@ class _HeadGradients:
 
 def _minus_one_hot(probs: Tensor, target: Tensor) -> Tensor:
     """probs [C, V] less 1 at the target, in place: the slope of -log p in the logits."""
-    ones = torch.ones((len(target), 1), dtype=probs.dtype, device=probs.device)
-    return probs.scatter_add_(1, target[:, None], -ones)
+    probs[torch.arange(len(target), device=probs.device), target] -= 1  # scatter_add_ copies all
+    return probs
 
 
 class _Logps(torch.autograd.Function):

@@ -3,6 +3,11 @@
 import random
 from collections.abc import Sequence
 
+# Nobody types like a manual: this share of questions has no marks around its name, and this one
+# begins with a small letter and ends without its mark.
+UNMARKED = 0.4
+CASUAL = 0.2
+
 # {name}: full dotted name, {short}: name within the module, {options}, {passage}, {argument}.
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "explain": (
@@ -110,7 +115,12 @@ def choose_phrasing(question: str, draw: random.Random, *, heldout: bool) -> tup
     """(index, template). heldout: any wording, the held-out one too; else never that one."""
     forms = PHRASINGS[question]
     index = draw.randrange(len(forms) if heldout else len(forms) - 1)
-    return index, forms[index]
+    form = forms[index]
+    if draw.random() < UNMARKED:
+        form = form.replace("`", "")
+    if draw.random() < CASUAL:
+        form = form[0].lower() + form[1:].rstrip("?.")
+    return index, form
 
 
 def is_heldout_phrasing(question: str, index: int) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from rung.config import Config
 from rung.model.precision import Precision
+from rung.train.muon import Muon
 
 
 class TrainConfig(Config):
@@ -74,7 +75,7 @@ def build_optimizers(modules: nn.Module, config: TrainConfig) -> list[torch.opti
     ]
     if hidden:
         optimizers.append(
-            torch.optim.Muon(
+            Muon(
                 hidden,
                 lr=matrix_lr or 0.0,
                 momentum=config.momentum,
