@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rung.errors import DataError
-from rung.feedback.rankings import load_rankings, split_by_prompt
+from rung.feedback.rankings import comparisons, load_rankings, split_by_prompt
 from rung.model.heads import RewardModel, save_reward_model
 from rung.model.load import context_length, load_model
 from rung.model.precision import autocast, pick_device, pick_dtype
@@ -54,7 +54,9 @@ class Config(TrainConfig):
     rankings_per_update: int = Field(16, ge=1, description="prompts in one optimizer update")
     microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     heldout_fraction: float = Field(0.15, gt=0, lt=1, description="share of prompts held out")
-    margin: float = Field(0.0, ge=0, description="lead a winner must have, in score units")
+    margin: float = Field(
+        0.0, ge=0, description="lead a winner must have, in score units, beside that of its row"
+    )
     centring: float = Field(0.01, ge=0, description="weight that pulls scores to mean 0 per prompt")
     backbone: Literal["trained", "frozen"] = Field(
         "trained", description="frozen: only the head learns, which wants more epochs"
@@ -65,11 +67,12 @@ class Config(TrainConfig):
 
 
 def ranking_nll(
-    scores: Tensor, ranks: Tensor, ranking: Tensor, *, margin: float = 0.0
+    scores: Tensor, ranks: Tensor, ranking: Tensor, *, margin: float | Tensor = 0.0
 ) -> tuple[Tensor, int]:
     """(sum of stage losses, number of stages) of Plackett-Luce with ties.
 
     scores float [A], ranks [A] (lower is better), ranking [A]: which ranking an answer is of.
+    margin: one, or one per winner [A, 1].
     """
     same = ranking[:, None] == ranking[None, :]
     beaten = same & (ranks[None, :] > ranks[:, None])  # 1 = answer i beats answer j
@@ -164,7 +167,8 @@ def ranking_loss(
     scores: Tensor, batch: RankedForest | EvidenceBatch, config: Config, *, tokens: int
 ) -> LossSums:
     """Plackett-Luce with centring, and how the scores order the pairs of the batch."""
-    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=config.margin)
+    margin = margins_of(batch.trees, config.margin, scores)
+    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=margin)
     if config.centring:
         loss = loss + config.centring * centring_penalty(scores, batch.ranks, batch.ranking)
     values = scores.detach()
@@ -179,6 +183,15 @@ def ranking_loss(
             "mean_reward": (float(values.sum()), len(values)),
         },
     )
+
+
+def margins_of(trees: Sequence[RankedTree], base: float, scores: Tensor) -> float | Tensor:
+    """The lead of each winner [A, 1], in units of `scores`: `base` and what its row demands."""
+    own = [tree.record.margin or 0.0 for tree in trees]
+    if not any(own):
+        return base
+    each = np.repeat(np.array(own, np.float32), [len(tree.ranks) for tree in trees])
+    return base + torch.from_numpy(each).to(scores.device)[:, None]
 
 
 def _cuts(trees: Sequence[RankedTree]) -> np.ndarray:
@@ -249,7 +262,7 @@ def run(context: StageContext, config: Config) -> Notes:
     device = pick_device(config.device)
     tokenizer = load_tokenizer(folder)
     backbone = load_model(folder, device=device)
-    records = load_rankings(context.input("feedback").path)
+    records = comparisons(load_rankings(context.input("feedback").path))
     train_records, heldout_records = split_by_prompt(
         records, heldout_fraction=config.heldout_fraction, seed=config.seed
     )
