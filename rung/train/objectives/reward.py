@@ -67,20 +67,25 @@ class Config(TrainConfig):
 
 
 def ranking_nll(
-    scores: Tensor, ranks: Tensor, ranking: Tensor, *, margin: float | Tensor = 0.0
-) -> tuple[Tensor, int]:
+    scores: Tensor,
+    ranks: Tensor,
+    ranking: Tensor,
+    *,
+    margin: float | Tensor = 0.0,
+    weights: float | Tensor = 1.0,
+) -> tuple[Tensor, float]:
     """(sum of stage losses, number of stages) of Plackett-Luce with ties.
 
     scores float [A], ranks [A] (lower is better), ranking [A]: which ranking an answer is of.
-    margin: one, or one per winner [A, 1].
+    margin: one, or one per winner [A, 1]. weights: how much a stage counts, one or [A].
     """
     same = ranking[:, None] == ranking[None, :]
     beaten = same & (ranks[None, :] > ranks[:, None])  # 1 = answer i beats answer j
     runs = beaten | torch.eye(len(ranks), dtype=torch.bool, device=ranks.device)
     field = (scores[None, :] + margin * beaten.to(scores.dtype)).masked_fill(~runs, -torch.inf)
     contested = beaten.any(1)
-    losses = torch.logsumexp(field, dim=1) - scores
-    return losses[contested].sum(), int(contested.sum())
+    losses = (torch.logsumexp(field, dim=1) - scores) * weights
+    return losses[contested].sum(), float((contested * weights).sum())
 
 
 def centring_penalty(scores: Tensor, ranks: Tensor, ranking: Tensor) -> Tensor:
@@ -167,8 +172,16 @@ def ranking_loss(
     scores: Tensor, batch: RankedForest | EvidenceBatch, config: Config, *, tokens: int
 ) -> LossSums:
     """Plackett-Luce with centring, and how the scores order the pairs of the batch."""
-    margin = margins_of(batch.trees, config.margin, scores)
-    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=margin)
+    records = [tree.record for tree in batch.trees]
+    sizes = [len(tree.ranks) for tree in batch.trees]
+    margins = _repeat([record.margin or 0.0 for record in records], sizes, scores)
+    loss, count = ranking_nll(
+        scores,
+        batch.ranks,
+        batch.ranking,
+        margin=config.margin + margins[:, None],
+        weights=_repeat([record.weight for record in records], sizes, scores),
+    )
     if config.centring:
         loss = loss + config.centring * centring_penalty(scores, batch.ranks, batch.ranking)
     values = scores.detach()
@@ -185,13 +198,9 @@ def ranking_loss(
     )
 
 
-def margins_of(trees: Sequence[RankedTree], base: float, scores: Tensor) -> float | Tensor:
-    """The lead of each winner [A, 1], in units of `scores`: `base` and what its row demands."""
-    own = [tree.record.margin or 0.0 for tree in trees]
-    if not any(own):
-        return base
-    each = np.repeat(np.array(own, np.float32), [len(tree.ranks) for tree in trees])
-    return base + torch.from_numpy(each).to(scores.device)[:, None]
+def _repeat(values: Sequence[float], sizes: Sequence[int], like: Tensor) -> Tensor:
+    """What is known of each ranking, for each of its answers [A]."""
+    return torch.from_numpy(np.repeat(np.array(values, np.float32), sizes)).to(like.device)
 
 
 def _cuts(trees: Sequence[RankedTree]) -> np.ndarray:
