@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rung.feedback.schema import Ranking
+from rung.model.adapters import trained_part
 from rung.model.forward import segment_sums, target_logps
 from rung.model.precision import pick_device
 from rung.model.types import PreTrainedModel
@@ -36,6 +37,8 @@ class PreferenceConfig(TrainConfig):
     nll_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' likelihood")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="fine-tuning keeps to AdamW")
     lr: float = Field(1e-4, gt=0, description="peak AdamW learning rate")
+    adapter_lr: ClassVar[float] = 1e-4
+    takes_dropout: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class PreferenceObjective(Objective[RankedForest]):
         """What must be known of all answers of an update before its first microbatch."""
 
     def modules(self) -> torch.nn.Module:
-        return self.model
+        return trained_part(self.model)
 
     def num_iterations(self) -> int:
         return self.order.updates_per_epoch * self.config.epochs

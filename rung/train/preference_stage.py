@@ -11,7 +11,8 @@ import torch
 from rung.errors import DataError
 from rung.feedback.rankings import load_rankings, split_by_prompt
 from rung.feedback.schema import Ranking
-from rung.model.load import context_length, load_model, save_model
+from rung.model.adapters import save_trained
+from rung.model.load import context_length
 from rung.model.precision import pick_device, pick_dtype
 from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
@@ -22,6 +23,7 @@ from rung.train.loop import train
 from rung.train.preference import PreferenceObjective
 from rung.train.ranked import RankedTree, encode_rankings
 from rung.train.reference import answer_logps_of, cached_logps
+from rung.train.start import start_model
 
 
 def run_preference(
@@ -29,9 +31,8 @@ def run_preference(
 ) -> Notes:
     """Train the policy on judged answers; the model it starts from is its reference, if any."""
     source = context.input("model")
-    device = pick_device(config.device)
     tokenizer = load_tokenizer(source.path)
-    model = load_model(source.path, device=device)
+    model = start_model(source.path, config)
     records = load_rankings(context.input("feedback").path)
     usable = objective.usable(records, config)
     if len(usable) < len(records):
@@ -55,7 +56,7 @@ def run_preference(
     result = train(trained, config, context)
     view.look(0)
     held = measure(view, _logps(view))
-    save_model(model, context.out)
+    save_trained(model, context.out, base=source.id)
     tokenizer.save_into(context.out)
     for line in summary(before, held):
         context.progress.say(line)
@@ -150,6 +151,8 @@ def _reference(
     identity = {
         "model": source,
         "precision": str(pick_dtype(config.precision, device)),
+        "adapter": config.adapter != "none",  # beside one, frozen weights are rounded
+        "base_bits": config.base_bits,
         "tokens": tokens.hexdigest(),
     }
     return cached_logps(

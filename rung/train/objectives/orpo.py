@@ -30,6 +30,7 @@ class Config(PairConfig):
     beta: float = Field(0.1, gt=0, description="weight of the odds ratio (lambda in the paper)")
     nll_weight: float = Field(1.0, ge=0, description="weight of the chosen answers' likelihood")
     lr: float = Field(3e-4, gt=0, description="peak AdamW learning rate")
+    adapter_lr: ClassVar[float] = 5e-4
 
 
 def log_odds(logps: Tensor) -> Tensor:
