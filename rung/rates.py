@@ -133,9 +133,18 @@ def _reward(config: Any, parents: Parents) -> Estimate:
     return _ranked(config, parents, passes=1 / 3 if frozen else config.epochs + 2 / 3)
 
 
-def _dpo(config: Any, parents: Parents) -> Estimate:
+def _with_reference(config: Any, parents: Parents) -> Estimate:
     # the reference passes once, forward only: a third of a training pass; it is cached then
     return _ranked(config, parents, passes=config.epochs + 1 / 3, copies=1)
+
+
+def _without_reference(config: Any, parents: Parents) -> Estimate:
+    return _ranked(config, parents, passes=config.epochs)
+
+
+def _kto(config: Any, parents: Parents) -> Estimate:
+    # beside the reference's pass, both models read the strangers of every epoch
+    return _ranked(config, parents, passes=config.epochs * (1 + 2 / 3) + 1 / 3, copies=1)
 
 
 def _ranked(config: Any, parents: Parents, *, passes: float, copies: int = 0) -> Estimate:
@@ -199,7 +208,12 @@ _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
     "collect": _collect,
     "feedback": _files,
     "reward": _reward,
-    "dpo": _dpo,
+    "dpo": _with_reference,
+    "ipo": _with_reference,
+    "apo": _with_reference,
+    "simpo": _without_reference,
+    "orpo": _without_reference,
+    "kto": _kto,
     "ppo": _onpolicy,
     "grpo": _onpolicy,
     "ngram": _ngram,

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -66,9 +67,10 @@ def run(context: StageContext, config: Config) -> Notes:
     report = count_rankings(list(records.values()))
     report |= {"shapes": dict(sorted(shapes.items())), "dropped": dict(sorted(dropped.items()))}
     (context.out / "report.json").write_text(canonical_json(report) + "\n", encoding="utf-8")
+    labels = f", labels {report['labels']}" if "labels" in report else ""
     context.progress.say(
         f"feedback: {report['rankings']} rankings of {report['prompts']} prompts, "
-        f"{report['pairs']} pairs; dropped {sum(dropped.values())} {dict(dropped)}"
+        f"{report['pairs']} pairs{labels}; dropped {sum(dropped.values())} {dict(dropped)}"
     )
     return {"counts": report, "figures": {"num_pairs": report["pairs"]}}
 
@@ -87,14 +89,16 @@ def _why_dropped(judged: Judged) -> str:
         return "empty_message"
     if any(not answer.strip() for answer in judged.answers):
         return "empty_answer"
-    if len(set(judged.answers)) == 1:
+    if len(judged.answers) > 1 and len(set(judged.answers)) == 1:
         return "equal_answers"
     return ""
 
 
 def _record(judged: Judged, config: Config, *, shape: str) -> Ranking:
     annotator = judged.annotator or config.annotator
-    content = [judged.prompt, judged.answers, judged.ranks, judged.flags, annotator]
+    content: list[Any] = [judged.prompt, judged.answers, judged.ranks, judged.flags, annotator]
+    if judged.labels is not None:
+        content.append({"labels": judged.labels})
     digest = hashlib.sha256(canonical_json(content).encode()).hexdigest()
     return Ranking(
         id=f"human/{digest[:16]}",
@@ -107,4 +111,7 @@ def _record(judged: Judged, config: Config, *, shape: str) -> Ranking:
         annotator=annotator,
         kind="human",
         source={"format": "conversation", "shape": shape, "truth": None},
+        labels=judged.labels,
+        margin=judged.margin,
+        weight=judged.weight,
     )

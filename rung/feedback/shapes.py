@@ -1,11 +1,18 @@
-"""The shapes in which preferences come: pairs with or without their prompt, rankings, ratings."""
+"""The shapes in which preferences come: pairs with or without their prompt, rankings, ratings,
+and answers with a label of their own (KTO)."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rung.errors import DataError
-from rung.feedback.schema import check_prompt, parse_ranking
+from rung.feedback.schema import (
+    check_labels,
+    check_margin,
+    check_prompt,
+    check_weight,
+    parse_ranking,
+)
 from rung.text.messages import Message, normalise, user
 from rung.text.rows import Row, Shape
 
@@ -23,11 +30,23 @@ class Judged:
     ratings: list[float] | None = None
     annotator: str = ""
     drop: str = ""
+    labels: list[bool | None] | None = None
+    margin: float | None = None
+    weight: float = 1.0
 
 
 def _pair(prompt: list[Message], chosen: str, rejected: str, row: Row) -> Judged:
-    check_prompt(prompt, where=row["where"])
-    return Judged(prompt, [chosen, rejected], [1, 2], [[], []], annotator=_annotator(row))
+    where = row["where"]
+    check_prompt(prompt, where=where)
+    return Judged(
+        prompt,
+        [chosen, rejected],
+        [1, 2],
+        [[], []],
+        annotator=_annotator(row),
+        margin=check_margin(row.get("margin"), num=2, where=where),
+        weight=check_weight(row.get("weight"), where=where),
+    )
 
 
 def _annotator(row: Row) -> str:
@@ -42,11 +61,14 @@ def _read_explicit(row: Row) -> Judged:
 
 def _read_alpaca(row: Row) -> Judged:
     """LLaMA-Factory: {"instruction", "input", "chosen", "rejected"}."""
+    return _pair([_instruction(row)], _answer(row, "chosen"), _answer(row, "rejected"), row)
+
+
+def _instruction(row: Row) -> Message:
     if not isinstance(row["instruction"], str):
         raise DataError(f"{row['where']}: instruction must be text")
     given = row.get("input") or ""
-    prompt = user(row["instruction"] + (f"\n{given}" if given else ""))
-    return _pair([prompt], _answer(row, "chosen"), _answer(row, "rejected"), row)
+    return user(row["instruction"] + (f"\n{given}" if given else ""))
 
 
 def _read_sharegpt(row: Row) -> Judged:
@@ -92,6 +114,9 @@ def _read_ranking(row: Row) -> Judged:
         [list(flags) for flags in record.flags],
         None if record.ratings is None else list(record.ratings),
         _annotator(row),
+        labels=None if record.labels is None else list(record.labels),
+        margin=record.margin,
+        weight=record.weight,
     )
 
 
@@ -103,6 +128,68 @@ def _read_ratings(row: Row) -> Judged:
     ):
         raise DataError(f"{row['where']}: ratings are a list of numbers, found {ratings!r:.60}")
     return _read_ranking({**row, "ranks": dense([-rating for rating in ratings])})
+
+
+def _read_labels(row: Row) -> Judged:
+    """{"prompt", "answers", "labels"}: desirable ones rank before those of which nothing is said,
+    and these before undesirable ones."""
+    labels = row["labels"]
+    if not isinstance(labels, list):
+        raise DataError(f"{row['where']}: labels are a list, one per answer, found {labels!r:.60}")
+    check_labels(labels, where=row["where"])
+    order = {True: 0, None: 1, False: 2}
+    return _read_ranking({**row, "ranks": dense([order[label] for label in labels])})
+
+
+def _labelled(prompt: list[Message], answer: str, row: Row) -> Judged:
+    """One answer with its `label`, which LLaMA-Factory calls `kto_tag`."""
+    where = row["where"]
+    check_prompt(prompt, where=where)
+    key = "label" if "label" in row else "kto_tag"
+    label = row[key]
+    if label not in (True, False):  # 1 and 0, too
+        raise DataError(f"{where}: {key} is true (desirable) or false, found {label!r:.60}")
+    return Judged(
+        prompt,
+        [answer],
+        [1],
+        [[]],
+        annotator=_annotator(row),
+        labels=[bool(label)],
+        weight=check_weight(row.get("weight"), where=where),
+    )
+
+
+def _read_labelled(row: Row) -> Judged:
+    """TRL, explicit prompt: {"prompt", "completion", "label"}, each text or messages."""
+    prompt = normalise(row["prompt"], where=row["where"])
+    return _labelled(prompt, _answer(row, "completion"), row)
+
+
+def _read_labelled_alpaca(row: Row) -> Judged:
+    """LLaMA-Factory: {"instruction", "input", "output", "kto_tag"}."""
+    return _labelled([_instruction(row)], _answer(row, "output"), row)
+
+
+def _labelled_conversation(row: Row, key: str) -> Judged:
+    """A whole conversation whose last message is judged."""
+    messages = _conversation(row, key)
+    if messages[-1]["role"] != "assistant":
+        return Judged([], [], [], [], drop="no_answer_at_the_end")
+    return _labelled(messages[:-1], messages[-1]["content"], row)
+
+
+def _read_labelled_messages(row: Row) -> Judged:
+    return _labelled_conversation(row, "messages")
+
+
+def _read_labelled_sharegpt(row: Row) -> Judged:
+    return _labelled_conversation(row, "conversations")
+
+
+def _read_labelled_completion(row: Row) -> Judged:
+    """TRL, implicit prompt: {"completion": whole conversation, "label"}."""
+    return _labelled_conversation(row, "completion")
 
 
 def dense(values: Sequence[float]) -> list[int]:
@@ -188,5 +275,51 @@ SHAPES = (
         '{"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": '
         '"\\n\\nHuman: Hi\\n\\nAssistant: Go."}',
         _read_implicit,
+    ),
+    Shape(
+        "labels",
+        ("prompt", "answers", "labels"),
+        '{"prompt": "Hi", "answers": ["Hello!", "Yes?", "Go."], "labels": [true, null, false]}',
+        _read_labels,
+    ),
+    Shape(
+        "label",
+        ("prompt", "completion", "label"),
+        '{"prompt": "Hi", "completion": "Hello!", "label": true}',
+        _read_labelled,
+    ),
+    Shape(
+        "label conversation",
+        ("completion", "label"),
+        '{"completion": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Hello!"}], "label": true}',
+        _read_labelled_completion,
+    ),
+    Shape(
+        "label messages",
+        ("messages", "label"),
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Hello!"}], "label": true}',
+        _read_labelled_messages,
+    ),
+    Shape(
+        "kto_tag messages",
+        ("messages", "kto_tag"),
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Go."}], "kto_tag": false}',
+        _read_labelled_messages,
+    ),
+    Shape(
+        "kto_tag sharegpt",
+        ("conversations", "kto_tag"),
+        '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": '
+        '"Hello!"}], "kto_tag": true}',
+        _read_labelled_sharegpt,
+    ),
+    Shape(
+        "kto_tag alpaca",
+        ("instruction", "output", "kto_tag"),
+        '{"instruction": "Greet", "input": "", "output": "Hello!", "kto_tag": true}',
+        _read_labelled_alpaca,
     ),
 )
