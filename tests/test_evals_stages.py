@@ -220,7 +220,9 @@ def test_bits_of_answers_equal_transformers_one_at_a_time(
         question, reference = row["messages"]
         prompt = render(tokenizer, [question], generation_prompt=True).ids
         ids = torch.tensor([[*prompt, *answer_ids(tokenizer, reference["content"])]])
-        logps = torch.log_softmax(model(input_ids=ids).logits[0, len(prompt) - 1 : -1], -1)
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        logps = torch.log_softmax(logits, -1)
         own = ids[0, len(prompt) :]
         expected = -float(logps.gather(1, own[:, None]).sum()) / math.log(2)
         assert found == pytest.approx(expected, rel=1e-5)
