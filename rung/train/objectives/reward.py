@@ -54,7 +54,11 @@ class Config(TrainConfig):
     rankings_per_update: int = Field(16, ge=1, description="prompts in one optimizer update")
     microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     heldout_fraction: float = Field(0.15, gt=0, lt=1, description="share of prompts held out")
-    margin: float = Field(0.0, ge=0, description="lead a winner must have, in score units")
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="lead a winner must have, in score units; a pair's own `margin` comes on top",
+    )
     centring: float = Field(0.01, ge=0, description="weight that pulls scores to mean 0 per prompt")
     backbone: Literal["trained", "frozen"] = Field(
         "trained", description="frozen: only the head learns, which wants more epochs"
@@ -65,16 +69,18 @@ class Config(TrainConfig):
 
 
 def ranking_nll(
-    scores: Tensor, ranks: Tensor, ranking: Tensor, *, margin: float = 0.0
+    scores: Tensor, ranks: Tensor, ranking: Tensor, *, margin: float | Tensor = 0.0
 ) -> tuple[Tensor, int]:
     """(sum of stage losses, number of stages) of Plackett-Luce with ties.
 
     scores float [A], ranks [A] (lower is better), ranking [A]: which ranking an answer is of.
+    margin: one for all, or [A], of the ranking that an answer is of.
     """
     same = ranking[:, None] == ranking[None, :]
     beaten = same & (ranks[None, :] > ranks[:, None])  # 1 = answer i beats answer j
     runs = beaten | torch.eye(len(ranks), dtype=torch.bool, device=ranks.device)
-    field = (scores[None, :] + margin * beaten.to(scores.dtype)).masked_fill(~runs, -torch.inf)
+    lead = torch.as_tensor(margin, dtype=scores.dtype, device=scores.device).expand(len(ranks))
+    field = (scores[None, :] + lead[:, None] * beaten).masked_fill(~runs, -torch.inf)
     contested = beaten.any(1)
     losses = torch.logsumexp(field, dim=1) - scores
     return losses[contested].sum(), int(contested.sum())
@@ -164,7 +170,8 @@ def ranking_loss(
     scores: Tensor, batch: RankedForest | EvidenceBatch, config: Config, *, tokens: int
 ) -> LossSums:
     """Plackett-Luce with centring, and how the scores order the pairs of the batch."""
-    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=config.margin)
+    margin = config.margin + _margins(batch.trees, scores)[batch.ranking]
+    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=margin)
     if config.centring:
         loss = loss + config.centring * centring_penalty(scores, batch.ranks, batch.ranking)
     values = scores.detach()
@@ -179,6 +186,12 @@ def ranking_loss(
             "mean_reward": (float(values.sum()), len(values)),
         },
     )
+
+
+def _margins(trees: Sequence[RankedTree], like: Tensor) -> Tensor:
+    """By how much people said the better answer leads [R], 0 where they did not say."""
+    said = [float(tree.record.source.get("margin") or 0.0) for tree in trees]
+    return torch.tensor(said, dtype=like.dtype, device=like.device)
 
 
 def _cuts(trees: Sequence[RankedTree]) -> np.ndarray:
