@@ -167,6 +167,8 @@ def _go(
     from rung.store.store import Store
 
     opened = Store(store)
+    for note in recipe.notes:
+        typer.echo(f"note: {note}", err=True)
     if dry_run:
         _print_plan(make_plan(recipe, opened, until=until), json=json)
         return

@@ -9,7 +9,6 @@ elsewhere. No GPU was measured, so nothing is said of the time that a model take
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rung.errors import ResourceError
@@ -17,6 +16,7 @@ from rung.model.budget import BudgetConfig, resolve_budget
 from rung.model.memory import lora_parameters, memory_estimate
 from rung.model.shape import Shape, resolve
 from rung.text.files import files_fingerprint
+from rung.text.sources import find_sources
 
 SHARE_TEXT, SHARE_CHAT, SHARE_RANKED = 0.25, 0.20, 0.12
 """Of the peak of products that training reaches: 10,000 tokens/s of text, 9,000 of conversations
@@ -76,7 +76,8 @@ def _instruct(config: Any, parents: Parents) -> Estimate:
 
 def _files(config: Any, parents: Parents) -> Estimate:
     """Conversations and preferences alike: about four bytes a token."""
-    size = sum(Path(name).stat().st_size for name in config.files)
+    sources = find_sources(config.files)
+    size = sum(path.stat().st_size for source in sources for _, path in source.files)
     return {"tokens": size / 4, **_data(1 + 1e-7 * size, disk=size)}
 
 
