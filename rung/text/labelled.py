@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rung.errors import DataError
-from rung.text.rows import Row, read_text
-from rung.text.sheets import read_any_rows
+from rung.text.rows import Row
+from rung.text.sheets import read_any_rows, read_text
 
 TEXT_KEYS = ("text", "sentence", "content", "document")
 LABEL_KEYS = ("label", "labels", "class", "category")

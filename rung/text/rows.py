@@ -70,7 +70,7 @@ def read_rows(path: Path, *, example: str = '{"text": "..."}') -> Iterator[tuple
     Blank lines are passed over. DataError for a missing file, bytes that are not UTF-8, a line
     that is not JSON and a value that is not an object, each with its line and a worked example.
     """
-    text = read_text(path)
+    text = _read_text(path)
     if path.name.removesuffix(".gz").endswith(".json"):
         values = _json_list(path, text, example=example)
     else:
@@ -84,7 +84,7 @@ def read_rows(path: Path, *, example: str = '{"text": "..."}') -> Iterator[tuple
         yield number, value
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path in `files`")
     data = path.read_bytes()

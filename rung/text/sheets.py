@@ -1,12 +1,14 @@
 """Rows of tables: .csv, .tsv and .parquet, each row with its line and the keys of the header."""
 
 import csv
+import gzip
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rung.errors import DataError
-from rung.text.rows import Row, read_rows, read_text
+from rung.text.decode import decode
+from rung.text.rows import Row, read_rows
 
 Header = Callable[[list[list[str]]], Sequence[str] | None]
 """The names of the columns of a table that may have no header; None: its first line is one."""
@@ -34,6 +36,11 @@ def read_sheet(path: Path, *, header: Header) -> Iterator[tuple[int, Row]]:
     keys = header([cells for _, cells in lines[:1000]])
     body = lines if keys is not None else lines[1:]
     keys = list(keys if keys is not None else (cell.strip() for cell in lines[0][1]))
+    if len(set(keys)) < len(keys) or "" in keys:
+        raise DataError(
+            f"{path}:{lines[0][0]}: the columns are called {', '.join(map(repr, keys))}; each needs"
+            " a name of its own"
+        )
     for number, cells in body:
         if len(cells) != len(keys):
             raise DataError(
@@ -43,11 +50,24 @@ def read_sheet(path: Path, *, header: Header) -> Iterator[tuple[int, Row]]:
         yield number, dict(zip(keys, cells, strict=True))
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, perhaps .gz: UTF-8, or by its byte order mark, or Windows-1252."""
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    text, _ = decode(data, encoding="auto", where=str(path))
+    if text is None:
+        raise DataError(f"{path}: not text (it has zero bytes or control characters)")
+    return text
+
+
 def _tabbed(path: Path, text: str) -> list[tuple[int, list[str]]]:
     """Cells between tabs. Quotes are text in such files, unless that leaves ragged lines."""
     lines = [
-        (number, line.rstrip("\r\n").split("\t"))
-        for number, line in enumerate(io.StringIO(text, newline="\n"), start=1)
+        (number, line.rstrip("\r").split("\t"))
+        for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
     if '"' in text and len({len(cells) for _, cells in lines}) > 1:
