@@ -52,13 +52,33 @@ def read_labelled(path: Path, keys: Keys) -> Iterator[Labelled]:
         path, header=lambda head: _without_header(head, keys), example=EXAMPLE
     ):
         where = f"{path}:{number}"
-        text = row[_key_of(row, keys.text, TEXT_KEYS, what="text", where=where)]
+        text = text_of(row, keys, where=where)
         raw = row[_key_of(row, keys.label, LABEL_KEYS, what="label", where=where)]
-        if not isinstance(text, str):
-            raise DataError(
-                f"{where}: the text is {type(text).__name__}, not a string; for example {EXAMPLE}"
-            )
         yield Labelled(text, *_labels_of(raw, keys, where=where))
+
+
+def read_texts(path: Path, *, text_key: str = "") -> Iterator[tuple[Row, str]]:
+    """(row, text) of a table, or of the lines of a .txt file (the row is {"text": line} then)."""
+    if path.name.removesuffix(".gz").endswith(_PLAIN):
+        for line in read_text(path).split("\n"):
+            if line.strip():
+                yield {"text": line.strip()}, line
+        return
+    keys = Keys(text=text_key)
+    for number, row in read_any_rows(
+        path, header=lambda head: _without_header(head, keys), example=EXAMPLE
+    ):
+        yield row, text_of(row, keys, where=f"{path}:{number}")
+
+
+def text_of(row: Row, keys: Keys, *, where: str) -> str:
+    """The text of a row; DataError with the keys found and a worked example where it has none."""
+    text = row[_key_of(row, keys.text, TEXT_KEYS, what="text", where=where)]
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: the text is {type(text).__name__}, not a string; for example {EXAMPLE}"
+        )
+    return text
 
 
 def read_classes(folder: Path) -> Iterator[Labelled]:

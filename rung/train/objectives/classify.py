@@ -165,7 +165,7 @@ class ClassifyObjective(Objective[Batch]):
             logits, tokens = self.model.logits(batch.texts), batch.texts.host.num_tokens
         smoothing = self.config.label_smoothing
         loss, count = label_loss(logits, batch.truth, weights=self.weights, smoothing=smoothing)
-        return LossSums(loss, count, tokens, {"accuracy": share_right(logits, batch.truth)})
+        return LossSums(loss, count, tokens, {"train_accuracy": share_right(logits, batch.truth)})
 
     def after_iteration(self, iteration: int, metrics: dict[str, float]) -> list[str]:
         """At the end of an epoch: the loss on the validation part; of a head the best is kept."""
