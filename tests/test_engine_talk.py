@@ -15,6 +15,7 @@ from rung.model.load import load_model, save_model
 from rung.model.shape import ModelConfig, resolve
 from rung.tokens.bpe import MIN_VOCAB, train_bpe, write_tokenizer
 from rung.tokens.chat import render
+from rung.tokens.special import END, ROLES
 from rung.tokens.tokenizer import load_tokenizer
 
 ANSWER = "It is 4 \u20ac."
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(shape, tokenizer, seed=0)
     model.set_attn_implementation("sdpa")
     prompt = render(tokenizer, [{"role": "user", "content": "price?"}], generation_prompt=True).ids
-    answer = np.append(tokenizer.encode(ANSWER), tokenizer.end)
+    answer = np.append(tokenizer.encode(ANSWER), tokenizer.special(END))
     ids = torch.from_numpy(np.concatenate([prompt, answer]).astype(np.int64))[None]
     labels = ids.clone()
     labels[:, : len(prompt)] = -100
@@ -65,8 +66,8 @@ def test_prompt_ids_of_both_kinds(folder: Path) -> None:
     plain = prompt_ids(tokenizer, "ab", chat=False)
     assert plain.tolist() == [tokenizer.bos, *tokenizer.encode("ab")]
     framed = prompt_ids(tokenizer, "ab", chat=True, system="s")
-    assert framed[-1] == tokenizer.roles["assistant"]
-    assert tokenizer.roles["system"] in framed
+    assert framed[-1] == tokenizer.special(ROLES["assistant"])
+    assert tokenizer.special(ROLES["system"]) in framed
     with pytest.raises(DataError, match="chat template"):
         prompt_ids(tokenizer, "ab", chat=False, system="s")
 

@@ -10,6 +10,7 @@ from rung.errors import DataError
 from rung.tokens.bpe import train_bpe, write_tokenizer
 from rung.tokens.chat import render
 from rung.tokens.forest import tree_size
+from rung.tokens.special import END
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 from rung.tokens.views import conversation_view, plan_batches, split_microbatches
 
@@ -101,7 +102,7 @@ def test_every_conversation_is_kept_or_counted(
     for index, tree in zip(view.rows, view.trees, strict=True):
         (root,) = tree
         assert tree_size(tree) <= context
-        assert root.ids[-1] == tokenizer.end or talks[index][1:] == []
+        assert root.ids[-1] == tokenizer.special(END) or talks[index][1:] == []
         assert (root.weights > 0).any()
         full = render(tokenizer, rows[index]["messages"]).ids.tolist()
         assert root.ids.tolist() == full[: len(root.ids)]

@@ -84,7 +84,7 @@ def _sample(
 def document_ids(tokenizer: Tokenizer, documents: Sequence[HeldoutDocument]) -> list[np.ndarray]:
     """Token ids of each document; a whole one is ended, as in training, and charged for it."""
     encoded = tokenizer.encode_batch([document.text for document in documents])
-    end = np.int32(tokenizer.bos)
+    end = np.int32(tokenizer.document_end)
     return [
         np.append(ids, end) if document.whole else ids
         for document, ids in zip(documents, encoded, strict=True)

@@ -8,10 +8,8 @@ import numpy as np
 
 from rung.config import did_you_mean
 from rung.errors import DataError
+from rung.tokens.template import Item, Message
 from rung.tokens.tokenizer import Tokenizer
-
-Message = Mapping[str, Any]
-"""{"role": "user", "content": "..."}, on an answer optionally "weight" (a number >= 0)."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +32,71 @@ def render(
     generation_prompt: bool = False,
     where: str = "conversation",
 ) -> Rendered:
-    """bos, then for each message: the token of its role, the content, <|end|>.
+    """The tokenizer's chat template over `messages`, ids and loss weights together.
 
-    The weight is 1 (or the message's "weight") on the content and the <|end|> of an answer, and 0
-    elsewhere. generation_prompt: the assistant's token follows, ready for an answer.
+    The weight is 1 (or the message's "weight") on an answer and on the token that ends it, and 0
+    elsewhere. generation_prompt: what opens an answer follows, ready for one.
     With `answer_ids`: render(prompt, generation_prompt=True).ids + answer_ids(answer) are the ids
     of the whole conversation. Raises DataError, which begins with `where`.
     """
     check_messages(messages, where=where, history=generation_prompt)
-    ids: list[np.ndarray] = [np.array([tokenizer.bos], dtype=np.int32)]
-    weights: list[np.ndarray] = [np.zeros(1, dtype=np.float32)]
-    encoded = tokenizer.encode_batch([message["content"] for message in messages])
-    for message, content in zip(messages, encoded, strict=True):
-        weight = _weight(message, at=where)
-        ids.append(np.array([tokenizer.roles[message["role"]]], dtype=np.int32))
-        weights.append(np.zeros(1, dtype=np.float32))
-        ids.append(np.append(content, np.int32(tokenizer.end)))
-        weights.append(np.full(len(content) + 1, weight, dtype=np.float32))
-    if generation_prompt:
-        ids.append(np.array([tokenizer.roles["assistant"]], dtype=np.int32))
-        weights.append(np.zeros(1, dtype=np.float32))
+    trained = {
+        message_id: _weight(message, at=where) for message_id, message in enumerate(messages)
+    }
+    try:
+        template = tokenizer.chat
+        prepared = template.prepare(messages)
+        roles = tuple(str(message["role"]) for message in prepared)
+        layout = template.layout(roles, generation_prompt=generation_prompt)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    shift = len(messages) - len(prepared)  # a system message went into the next
+    contents = [str(message["content"]) for message in prepared]
+    encoded = _encode(tokenizer, layout.items, contents)
+    ids: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    for number, (item, own) in enumerate(zip(layout.items, encoded, strict=True)):
+        weight = 0.0 if item.answer is None else trained[item.answer + shift]
+        following = layout.items[number + 1].answer if number + 1 < len(layout.items) else None
+        if item.answer is not None and following != item.answer and not layout.ended[item.answer]:
+            own = np.append(own, np.int32(tokenizer.stop_ids[0]))
+        ids.append(own)
+        weights.append(np.full(len(own), weight, dtype=np.float32))
     return Rendered(np.concatenate(ids), np.concatenate(weights))
 
 
 def answer_ids(tokenizer: Tokenizer, text: str, *, stopped: bool = True) -> np.ndarray:
-    """Ids of an answer that follows a generation prompt, int32: the text, and <|end|> if it
-    stopped."""
-    ids = tokenizer.encode(text)
-    return np.append(ids, np.int32(tokenizer.end)) if stopped else ids
+    """Ids of an answer that follows a generation prompt, int32: the text, and what ends an answer
+    if it stopped."""
+    template = tokenizer.chat
+    prepared = template.prepare([_ASK, {"role": "assistant", "content": text}])
+    layout = template.layout(("user", "assistant"), generation_prompt=False)
+    items = [item for item in layout.items if item.answer is not None]
+    if not stopped:
+        last = next(i for i, item in enumerate(items) if 1 in item.parts)
+        cut = items[last].parts[: items[last].parts.index(1) + 1]
+        items = [*items[:last], Item("", cut, items[last].after, 1)]
+    ids = np.concatenate(_encode(tokenizer, items, ["", str(prepared[1]["content"])]))
+    if stopped and not layout.ended[1]:
+        ids = np.append(ids, np.int32(tokenizer.stop_ids[0]))
+    return ids
+
+
+_ASK = {"role": "user", "content": "?"}
+
+
+def _encode(
+    tokenizer: Tokenizer, items: Sequence[Item], contents: Sequence[str]
+) -> list[np.ndarray]:
+    """Ids of each item."""
+    texts = ["".join(contents[p] if isinstance(p, int) else p for p in i.parts) for i in items]
+    plain = [number for number, item in enumerate(items) if not item.special]
+    encoded = tokenizer.encode_parts([(items[n].after, texts[n]) for n in plain])
+    found = dict(zip(plain, encoded, strict=True))
+    return [
+        np.array([tokenizer.special(item.special)], dtype=np.int32) if item.special else found[n]
+        for n, item in enumerate(items)
+    ]
 
 
 def check_messages(

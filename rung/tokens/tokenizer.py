@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -14,35 +15,107 @@ from rung.errors import ArtefactError, DataError
 from rung.store.context import Notes, StageContext
 from rung.tokens.bpe import MIN_VOCAB, train_bpe, write_tokenizer
 from rung.tokens.documents import choose_rows, read_rows, text_sizes
-from rung.tokens.special import BOS, END, PAD, ROLES, SPECIAL_TOKENS
+from rung.tokens.special import BOS, SPECIAL_TOKENS
+from rung.tokens.template import ChatTemplate
 
-FILES = ("tokenizer.json", "tokenizer_config.json")
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What a folder may hold of a tokenizer; only the first is needed."""
 ENCODE_CHUNK = 1024
+# What ends a document in the usual vocabularies, where the end token of a chat says another thing.
+_DOCUMENT_ENDS = (BOS, "<|end_of_text|>", "</s>", "<eos>")
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 
 class Tokenizer:
     """Text to ids and back. Text never becomes a special token, whatever a user types in it.
 
-    bos, pad, end: ids (see rung/tokens/special.py). roles: role -> id of its token.
-    stop_ids: what ends a generation, `end` for a chat and `bos` for a base model.
+    bos: begins every piece of text (input only). document_end: ends a document. pad: fills up.
+    stop_ids: what ends a generation, the end of an answer first, then the end of a document.
     """
 
-    def __init__(self, bpe: tokenizers.Tokenizer, files: dict[str, bytes]) -> None:
+    def __init__(
+        self, bpe: tokenizers.Tokenizer, files: dict[str, bytes], more_stops: Sequence[int] = ()
+    ) -> None:
+        bpe.no_padding()
+        bpe.no_truncation()
         # "<|end|>" in a user's message is six ordinary tokens or so; only ids make a special one.
         bpe.encode_special_tokens = True
         self._bpe = bpe
         self._files = files
-        ids: dict[str, int] = {token: _id(bpe, token) for token in SPECIAL_TOKENS}
-        self.bos: int = ids[BOS]
-        self.pad: int = ids[PAD]
-        self.end: int = ids[END]
-        self.roles: dict[str, int] = {role: ids[token] for role, token in ROLES.items()}
-        self.stop_ids: tuple[int, int] = (self.end, self.bos)
-        self.special_ids: frozenset[int] = frozenset(ids.values())
+        self._config: dict[str, Any] = json.loads(files.get("tokenizer_config.json", b"{}"))
+        self._added = {i: t for i, t in bpe.get_added_tokens_decoder().items() if t.special}
+        self._ids = {str(token): index for index, token in self._added.items()}
+        self.special_ids: frozenset[int] = frozenset(self._added)
+        named = {key: self._named(key) for key in _NAMED}
+        self._names = {key: token for key, token in named.items() if token}
+        ends = [t for t in (*_DOCUMENT_ENDS, named["eos_token"]) if t in self._ids]
+        if not ends:
+            raise ArtefactError(
+                "the tokenizer names no token that ends a text (eos_token in tokenizer_config.json)"
+                ": a model trained with it could not stop; name one"
+            )
+        self.document_end: int = self._ids[ends[0]]
+        begins = self._begins_with()
+        self.bos: int = self.document_end if begins is None else begins
+        self.pad: int = self._ids.get(named["pad_token"], self.document_end)
+        turn_end = self._turn_end() or named["eos_token"]
+        stops = [self._ids.get(turn_end, self.document_end), self.document_end, *more_stops]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stops))
+
+    def _named(self, key: str) -> str:
+        """A token that tokenizer_config.json names, written as text or as an object."""
+        value = self._config.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        return value if isinstance(value, str) else ""
+
+    def _begins_with(self) -> int | None:
+        """The id that other programs put before a plain text; None when they put none."""
+        with_added = self._bpe.encode("a").ids
+        first = with_added[0]
+        return first if first in self.special_ids and len(with_added) > 1 else None
+
+    def _turn_end(self) -> str:
+        """The special token that ends an answer in the chat template, "" where there is none."""
+        if not self._template_source():
+            return ""
+        try:
+            layout = self.chat.layout(("user", "assistant"), generation_prompt=False)
+        except DataError:  # reported when a conversation is written: text needs no template
+            return ""
+        return layout.items[-1].special
+
+    def _template_source(self) -> str:
+        source = self._files.get("chat_template.jinja", b"").decode("utf-8")
+        source = source or self._config.get("chat_template") or ""
+        if isinstance(source, list):  # several, by name
+            named = {entry["name"]: entry["template"] for entry in source}
+            source = named.get("default", "")
+        return source
 
     @cached_property
     def vocab_size(self) -> int:
         return self._bpe.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The chat template; DataError where the tokenizer has none."""
+        if not (source := self._template_source()):
+            raise DataError(
+                "the tokenizer has no chat template, so there is no way to write a conversation; "
+                "import the model again, which gives it one, or put a chat_template into "
+                "tokenizer_config.json"
+            )
+        return ChatTemplate(source, names=self._names, specials=list(self._ids))
+
+    def special(self, name: str) -> int:
+        """The id of a special token."""
+        return self._ids[name]
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int32 [n], no special token among them; decode gives `text` back."""
@@ -58,6 +131,37 @@ class Tokenizer:
             raise
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
+    def encode_parts(self, parts: Sequence[tuple[str | None, str]]) -> list[np.ndarray]:
+        """Ids of texts that follow something: (None at the beginning of a text, "" within a text,
+        or the name of the special token before; text).
+
+        Some vocabularies write a space before the first word of a text, or swallow white space
+        after a special token: there a text is encoded behind what it follows.
+        """
+        if not self._minds_context:
+            return self.encode_batch([text for _, text in parts])
+        return [self._encode_after(before, text) for before, text in parts]
+
+    @cached_property
+    def _minds_context(self) -> bool:
+        first = self._bpe.encode("a", add_special_tokens=False).tokens
+        return first != ["a"] or any(t.rstrip for t in self._added.values())
+
+    def _encode_after(self, before: str | None, text: str) -> np.ndarray:
+        if before is None or not text:
+            return self.encode(text)
+        if before and not any(name in text for name in self._ids):
+            self._bpe.encode_special_tokens = False
+            ids = self._bpe.encode(before + text, add_special_tokens=False).ids
+            self._bpe.encode_special_tokens = True
+            if ids and ids[0] == self._ids[before]:
+                return np.array(ids[1:], dtype=np.int32)
+        # A line break seldom joins what follows it, so it can stand for any text before.
+        head, joined = self.encode("\n"), self.encode("\n" + text)
+        if np.array_equal(joined[: len(head)], head):
+            return joined[len(head) :]
+        return self.encode(text)
+
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """The text of `ids`; special tokens are left out, or written by name with `special`.
 
@@ -72,31 +176,31 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer or model folder; ArtefactError when it is not one of Rung's."""
+    """The tokenizer of a tokenizer or model folder, Rung's own or any in Hugging Face's layout.
+
+    ArtefactError when there is none, or it cannot be read.
+    """
     folder = Path(folder)
-    files: dict[str, bytes] = {}
-    for name in FILES:
-        try:
-            files[name] = (folder / name).read_bytes()
-        except FileNotFoundError:
-            raise ArtefactError(f"{folder} has no {name}; it holds no tokenizer") from None
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    if FILES[0] not in files:
+        raise ArtefactError(f"{folder} has no {FILES[0]}; it holds no tokenizer")
     try:
         bpe = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
+        return Tokenizer(bpe, files, _model_stops(folder))
+    except ArtefactError as error:
+        raise ArtefactError(f"{folder}: {error}") from None
     except Exception as error:  # the library raises plain Exception for every malformed file
         raise ArtefactError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
-    missing = [token for token in SPECIAL_TOKENS if bpe.token_to_id(token) is None]
-    if missing:
-        raise ArtefactError(
-            f"the tokenizer in {folder} lacks {', '.join(missing)}; "
-            "Rung needs these tokens: train one with rung tokenizer"
-        )
-    return Tokenizer(bpe, files)
 
 
-def _id(bpe: tokenizers.Tokenizer, token: str) -> int:
-    index = bpe.token_to_id(token)
-    assert index is not None, f"load_tokenizer lets no vocabulary without {token} through"
-    return index
+def _model_stops(folder: Path) -> list[int]:
+    """Ids that the model beside the tokenizer stops at, as its generation config says."""
+    try:
+        config = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    ids = config.get("eos_token_id") if isinstance(config, dict) else None
+    return [ids] if isinstance(ids, int) else [int(i) for i in ids or []]
 
 
 def check_unicode(text: str) -> None:

@@ -82,7 +82,7 @@ def conversation_view(
         messages = row.get("messages", ())
         rendered = render(tokenizer, messages, where=name)
         if len(rendered.ids) > context and overlong == "shorten":
-            shorter = _shorten(rendered, tokenizer, context=context)
+            shorter = _shorten(rendered, context=context)
             if shorter is not None:
                 rendered, shortened = shorter, shortened + 1
         if len(rendered.ids) > context:
@@ -109,9 +109,10 @@ def conversation_view(
     return ConversationView(trees=trees, rows=[index for index, _ in kept], report=report)
 
 
-def _shorten(rendered: Rendered, tokenizer: Tokenizer, *, context: int) -> Rendered | None:
+def _shorten(rendered: Rendered, *, context: int) -> Rendered | None:
     """The longest head that fits and ends with a supervised answer; None when there is none."""
-    ends = np.flatnonzero((rendered.ids == tokenizer.end) & (rendered.weights > 0)) + 1
+    trained = rendered.weights > 0
+    ends = np.flatnonzero(trained & ~np.append(trained[1:], False)) + 1
     fitting = ends[ends <= context]
     if not len(fitting):
         return None
