@@ -108,6 +108,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _classifier_folder(name: str, *, store: Path | None) -> Path:
     from rung.errors import ArtefactError
+    from rung.model.classifier import backbone_folder
     from rung.store.store import Store
 
     opened = Store(store)
@@ -118,4 +119,7 @@ def _classifier_folder(name: str, *, store: Path | None) -> Path:
             f"{name} is a {artefact.kind}, not a classifier; classifiers: "
             f"{', '.join(have) or 'none yet, make one with `rung classify`'}"
         )
+    base = backbone_folder(artefact.path)
+    if base != artefact.path:
+        opened.checked(opened.get(base.name))
     return artefact.path

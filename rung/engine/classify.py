@@ -61,7 +61,11 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, labelling: Labellin
 
     Of a longer text the end is cut off. Text never becomes a special token.
     """
-    before, after = (tokenizer.encode(part) for part in split_template(labelling.template))
+    head, tail = split_template(labelling.template)
+    within = "" if head else None  # what a text follows: some vocabularies mind
+    before, after, *encoded = tokenizer.encode_parts(
+        [(None, head), ("", tail), *((within, normalise(text).strip()) for text in texts)]
+    )
     opening = np.append(np.int32(tokenizer.bos), before)
     room = labelling.max_tokens - len(opening) - len(after)
     if room < LEAST_ROOM:
@@ -71,7 +75,7 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, labelling: Labellin
             " max_tokens or shorten the template"
         )
     trees, truncated = [], 0
-    for ids in tokenizer.encode_batch([normalise(text).strip() for text in texts]):
+    for ids in encoded:
         truncated += len(ids) > room
         ids = ids[:room]
         weights = np.zeros(len(opening) + len(ids) + len(after), dtype=np.float32)

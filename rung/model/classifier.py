@@ -4,6 +4,7 @@ C labels, W width, F = 2 W values of evidence, B texts
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from rung.model.types import PreTrainedModel
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -108,31 +110,52 @@ class Classifier(nn.Module):
         self.labelling = replace(self.labelling, temperature=temperature, thresholds=thresholds)
 
 
-def save_head(model: Classifier, folder: Path, record: Mapping[str, Any]) -> None:
-    """head.safetensors (the tensors of `LabelHead`) and classifier.json: the labelling, and
-    `record` (figures). The backbone is saved beside it, whole or as an adapter."""
+def save_classifier(
+    model: Classifier, folder: Path, record: Mapping[str, Any], *, base: str, frozen: bool
+) -> None:
+    """head.safetensors (the tensors of `LabelHead`), classifier.json (the labelling, and `record`:
+    figures) and the backbone.
+
+    base: id of the artefact that the backbone was loaded from. Of a frozen backbone only this id
+    is kept: the weights lie beside the classifier already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not frozen:
+        save_model(model.backbone, folder)
     head = model.head.state_dict()
     save_file({k: v.detach().float().contiguous() for k, v in head.items()}, folder / HEAD_FILE)
-    whole = {**record, **asdict(model.labelling)}
+    whole = {**record, **asdict(model.labelling), "base": base if frozen else None}
     text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (folder / CLASSIFIER_FILE).write_text(text, encoding="utf-8")
 
 
-def save_classifier(model: Classifier, folder: Path, record: Mapping[str, Any]) -> None:
-    """Backbone, head and classifier.json."""
-    save_model(model.backbone, folder)
-    save_head(model, folder, record)
+def backbone_folder(folder: Path) -> Path:
+    """Where the backbone of a classifier folder lies: the folder itself, or its frozen base."""
+    base = _record(folder)["base"]
+    if base is None:
+        return folder
+    path = folder.parent / str(base)
+    if not _ID.fullmatch(str(base)) or not path.is_dir():
+        raise ArtefactError(
+            f"{folder.name} is a head on the frozen model {base}, and no such artefact lies beside "
+            f"it in {folder.parent}; bring that model back, or train the classifier again"
+        )
+    return path
 
 
-def read_labelling(folder: Path) -> Labelling:
-    """What the outputs of a classifier folder mean; ArtefactError when it is none."""
+def _record(folder: Path) -> dict[str, Any]:
     missing = [name for name in (HEAD_FILE, CLASSIFIER_FILE) if not (folder / name).is_file()]
     if missing:
         raise ArtefactError(
             f"{folder.name} is not a classifier: no {' and no '.join(missing)}; "
             "make one with `rung classify`"
         )
-    record = json.loads((folder / CLASSIFIER_FILE).read_text(encoding="utf-8"))
+    return dict(json.loads((folder / CLASSIFIER_FILE).read_text(encoding="utf-8")))
+
+
+def read_labelling(folder: Path) -> Labelling:
+    """What the outputs of a classifier folder mean; ArtefactError when it is none."""
+    record = _record(folder)
     return Labelling(
         labels=tuple(record["labels"]),
         multi_label=bool(record["multi_label"]),
@@ -148,6 +171,7 @@ def load_classifier(
 ) -> Classifier:
     """The classifier of an artefact folder; ArtefactError when the folder is not one."""
     labelling = read_labelling(folder)
-    model = Classifier(load_model(folder, dtype=dtype, device=device), labelling)
+    backbone = load_model(backbone_folder(folder), dtype=dtype, device=device)
+    model = Classifier(backbone, labelling)
     model.head.load_state_dict(load_file(folder / HEAD_FILE))
     return model.to(device).eval()

@@ -229,10 +229,10 @@ def evidence_of(
 def run(context: StageContext, config: Config) -> Notes:
     """Train on most training texts, calibrate on the rest of them, measure on the held-out ones."""
     config = config.resolved()
-    folder = context.input("model").path
-    tokenizer = load_tokenizer(folder)
+    source = context.input("model")
+    tokenizer = load_tokenizer(source.path)
     data = load_labelled(context.input("labels"))
-    backbone = load_model(folder, device=pick_device(config.device))
+    backbone = load_model(source.path, device=pick_device(config.device))
     length = min(config.max_tokens, context_length(backbone))
     labelling = Labelling(data.labels, data.multi_label, config.template, length)
     fit, validation = split_validation(
@@ -267,7 +267,7 @@ def run(context: StageContext, config: Config) -> Notes:
             logits[side] = model.head(read).cpu().numpy().astype(np.float64)
     report = measure(model, logits, parts, seed=config.seed)
     report["truncated"] = {side: some.truncated for side, some in encoded.items()}
-    save_classifier(model, context.out, report)
+    save_classifier(model, context.out, report, base=source.id, frozen=frozen)
     tokenizer.save_into(context.out)
     tokens = flops = None
     if frozen:
