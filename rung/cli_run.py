@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,6 +94,21 @@ def make_stage_command(stage: Stage) -> Any:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {name: hint for name, (hint, _) in hints.items()}
     return command
+
+
+def run_single(
+    stage: Stage,
+    *,
+    name: str,
+    inputs: Mapping[str, tuple[str, ...]],
+    store: Path | None,
+    json: bool,
+) -> None:
+    """Run one stage without options of its own, for commands that are not in the table."""
+    from rung.recipe import single_stage
+
+    recipe = single_stage(stage, name=name, config=None, overrides=[], inputs=inputs)
+    _go(recipe, store=store, json=json, dry_run=False, until=None, report=False)
 
 
 def _stage_options(stage: Stage) -> dict[str, tuple[Any, Any]]:

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
         (lineage, "rung lineage chat"),
         (diff, "rung diff base chat"),
         (verify, "rung verify"),
+        (merge, "rung merge my-adapter --as my-model"),
         (gc, "rung gc --dry-run"),
     ):
         app.command(command.__name__, epilog=f"Example: {example}")(guarded(command))
@@ -175,6 +176,7 @@ def verify(
 ) -> None:
     """Hash every file again and say what changed since it was written. Exit 2 on damage."""
     from rung.errors import ArtefactError
+    from rung.store.adapter import layers_below
     from rung.store.manifest import find_damage, read_manifest, way_out
     from rung.store.store import Store
 
@@ -182,21 +184,41 @@ def verify(
     ids = [opened.resolve(name) for name in names] if names else opened.ids()
     damage: dict[str, list[str]] = {}
     for id in ids:
+        folder = opened.root / "objects" / id
         try:
-            damage[id] = find_damage(read_manifest(opened.root / "objects" / id))
+            damage[id] = find_damage(read_manifest(folder))
+            for base in layers_below(folder)[1:]:  # an adapter is nothing without its base
+                if base.name not in damage:
+                    damage[base.name] = find_damage(read_manifest(base))
         except ArtefactError as error:
             damage[id] = [str(error)]
     bad = {id: found for id, found in damage.items() if found}
     if json:
-        print_json({"verified": len(ids), "damaged": bad})
+        print_json({"verified": len(damage), "damaged": bad})
     else:
         for id, found in bad.items():
             for sentence in found:
                 typer.echo(f"{id[:12]}: {sentence}")
-        typer.echo(f"{len(ids) - len(bad)} of {len(ids)} artefacts are whole")
+        typer.echo(f"{len(damage) - len(bad)} of {len(damage)} artefacts are whole")
     if bad:
         typer.echo(f"error: {len(bad)} damaged; {way_out()}", err=True)
         raise typer.Exit(2)
+
+
+def merge(
+    name: NameArgument,
+    new: Annotated[
+        str | None, typer.Option("--as", metavar="NEW", help="Name of the result.")
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Merge an adapter into its base: a whole model, compared with the adapter logit by logit."""
+    from rung.cli_run import run_single
+    from rung.stages import MERGE
+
+    result = new or name.rpartition("/")[2] + "-merged"
+    run_single(MERGE, name=result, inputs={"model": (name,)}, store=store, json=json)
 
 
 def gc(

@@ -50,6 +50,15 @@ class Stage:
 
 _OBJECTIVES = "rung.train.objectives."
 
+MERGE = Stage(
+    "merge",
+    "rung.model.merge",
+    {"model": "model"},
+    "model",
+    "Merge an adapter into its base.",
+)
+"""Not in the table: a command of its own; no recipe needs it, since every stage reads adapters."""
+
 STAGES: Mapping[str, Stage] = {
     stage.command: stage
     for stage in (

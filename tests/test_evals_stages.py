@@ -394,7 +394,7 @@ def test_reward_of_the_answers_is_the_reward_models(
             alone = model.scores(to_torch(pack([group(prompt, [ids[:n]])])))
         assert score == pytest.approx(float(alone), abs=1e-4)
     (tmp_path / "reward").mkdir()
-    save_reward_model(model, tmp_path / "reward", {})
+    save_reward_model(model, tmp_path / "reward", {}, base="")
     judged = {**ladder, "reward": artefact(tmp_path / "reward", "reward-model")}
     roles = {"model": "base", "dataset": "dataset", "reward": "reward"}
     evaluate.run(stage_context(tmp_path / "a", judged, **roles), CONFIG)

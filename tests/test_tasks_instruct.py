@@ -181,9 +181,9 @@ def plain(text):
 def test_questions_come_with_and_without_marks_around_the_name(rows):
     asked = [r["messages"][0]["content"] for r in rows["train"] if r["format"] == "signature"]
     marked = [text for text in asked if "`" in text]
-    assert 0.4 < len(marked) / len(asked) < 0.8  # 0.6
+    assert 0.55 < len(marked) / len(asked) < 0.95  # 0.75
     casual = [text for text in asked if text[0].islower()]
-    assert 0.05 < len(casual) / len(asked) < 0.4  # 0.2
+    assert 0.02 < len(casual) / len(asked) < 0.3  # 0.1
     assert not [text for text in casual if text.endswith("?")]
 
 

@@ -111,11 +111,11 @@ def _chunk_logits(
 
 
 class _HeadGradients:
-    """Adds up the head's gradients over chunks; the weight's in float32."""
+    """Adds up the head's gradients over chunks; the weight's in float32, None of a frozen one."""
 
-    def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, rows: Tensor, weight: Tensor, bias: Tensor, *, frozen: bool) -> None:
         self.rows = torch.empty_like(rows)
-        self.weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        self.weight = None if frozen else torch.zeros_like(weight, dtype=torch.float32)
         self.bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
 
     def add(self, part: slice, d_logits: Tensor, by: Tensor, rows: Tensor, table: Tensor) -> None:
@@ -126,7 +126,8 @@ class _HeadGradients:
             self.bias += (d_logits * by).sum(0)
         d_logits = d_logits.to(table.dtype)
         self.rows[part] = (d_logits @ table) * by.to(table.dtype)
-        self.weight += d_logits.T @ (rows * by.to(rows.dtype))
+        if self.weight is not None:
+            self.weight += d_logits.T @ (rows * by.to(rows.dtype))
 
 
 def _minus_one_hot(probs: Tensor, target: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class _Logps(torch.autograd.Function):
         rows, weight, bias, target = ctx.saved_tensors
         dtype, scale, softcap = ctx.form
         small, table = rows.to(dtype), weight.to(dtype)
-        total = _HeadGradients(rows, weight, bias)
+        total = _HeadGradients(rows, weight, bias, frozen=not ctx.needs_input_grad[1])
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
             logits, slope = _chunk_logits(small[part], table, bias, scale, softcap)
@@ -180,7 +181,7 @@ class _Logps(torch.autograd.Function):
             total.add(part, d, -scale * grad[part], small[part], table)
         return (
             total.rows,
-            total.weight.to(weight.dtype),
+            None if total.weight is None else total.weight.to(weight.dtype),
             total.bias.to(bias.dtype),
             None,
             None,
@@ -205,7 +206,8 @@ class _WeightedNLL(torch.autograd.Function):
         dtype = _compute_dtype(rows)
         small, table = rows.to(dtype), weight.to(dtype)
         needs = any(ctx.needs_input_grad)
-        total = _HeadGradients(rows, weight, bias) if needs else None
+        frozen = not ctx.needs_input_grad[1]
+        total = _HeadGradients(rows, weight, bias, frozen=frozen) if needs else None
         loss = torch.zeros((), dtype=torch.float64, device=rows.device)
         for start in range(0, len(rows), CHUNK):
             part = slice(start, start + CHUNK)
@@ -223,10 +225,12 @@ class _WeightedNLL(torch.autograd.Function):
             d = d if slope is None else d.mul_(slope)
             total.add(part, d, scale * weights[part], small[part], table)
         if total is not None:
-            ctx.save_for_backward(total.rows, total.weight.to(weight.dtype), total.bias)
+            table_grad = None if total.weight is None else total.weight.to(weight.dtype)
+            ctx.save_for_backward(total.rows, table_grad, total.bias)
         return loss.float()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, bias = ctx.saved_tensors
-        return rows * grad, weight * grad, bias * grad, None, None, None, None
+        table_grad = None if weight is None else weight * grad
+        return rows * grad, table_grad, bias * grad, None, None, None, None

@@ -4,6 +4,7 @@ T tokens, S segments, A answers (segments with a parent), W width, F = 3 W + 2 v
 """
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rung.errors import ArtefactError
+from rung.model.adapters import save_trained, trained_part, using
 from rung.model.attention import TorchForest
 from rung.model.forward import hidden_states, logps_of, output_head, segment_sums
-from rung.model.load import load_model, save_model
+from rung.model.load import load_model
 from rung.model.types import PreTrainedModel
 
 HEAD_FILE = "head.safetensors"
@@ -65,6 +67,8 @@ class RewardModel(nn.Module):
     score = (head(evidence) - shift) * scale; shift and scale make the scores of the training
     answers mean 0 and standard deviation 1, so that penalties and KL coefficients keep their
     meaning from one reward model to the next.
+
+    adapter: name of the adapter that makes the backbone this model's, where a policy shares it.
     """
 
     def __init__(
@@ -75,12 +79,21 @@ class RewardModel(nn.Module):
         shift: float = 0.0,
         scale: float = 1.0,
         seed: int = 0,
+        adapter: str | None = None,
     ):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.adapter = backbone, adapter
         width = int(backbone.config.hidden_size)
         self.head = AnswerHead(3 * width + 2, hidden=hidden, seed=seed)
         self.shift, self.scale = shift, scale
+
+    def trained(self) -> nn.Module:
+        """What an optimizer and a checkpoint need to know: the head, and of the backbone its
+        adapter where it has one."""
+        part = trained_part(self.backbone)
+        if part is self.backbone:
+            return self
+        return nn.ModuleDict({"backbone": part, "head": self.head})
 
     def evidence(self, forest: TorchForest) -> Tensor:
         """What the head reads of each answer, float32 [A, 3 W + 2], differentiable.
@@ -92,7 +105,8 @@ class RewardModel(nn.Module):
         tells a copied name from a garbled one (docs/training.md has the figures). No gradient
         goes through the log-probability: it is to be read, not to be raised.
         """
-        return self._evidence(hidden_states(self.backbone, forest), forest)
+        with self._own():
+            return self._evidence(hidden_states(self.backbone, forest), forest)
 
     def raw_scores(self, forest: TorchForest) -> Tensor:
         """Scores before shift and scale, float32 [A], differentiable."""
@@ -105,10 +119,14 @@ class RewardModel(nn.Module):
     def scores_and_features(self, forest: TorchForest) -> tuple[Tensor, Tensor]:
         """Scores [A], and the hidden states that predict each trained token [N, W] (a critic's
         input, for which the backbone need not run again)."""
-        hidden = hidden_states(self.backbone, forest)
+        with self._own():
+            hidden = hidden_states(self.backbone, forest)
         raw = self.head(self._evidence(hidden, forest))
         features = hidden.index_select(0, forest.predictor).float()
         return (raw - self.shift) * self.scale, features
+
+    def _own(self) -> AbstractContextManager[Any]:
+        return using(self.backbone, self.adapter) if self.adapter else nullcontext()
 
     def _evidence(self, hidden: Tensor, forest: TorchForest) -> Tensor:
         own = forest.host.answers
@@ -161,10 +179,16 @@ class ValueHead(nn.Module):
             return self.gain * self.outer(torch.tanh(self.inner(normed))).squeeze(-1)
 
 
-def save_reward_model(model: RewardModel, folder: Path, record: dict[str, Any]) -> None:
+def save_reward_model(
+    model: RewardModel, folder: Path, record: dict[str, Any], *, base: str
+) -> None:
     """Backbone, head.safetensors (the tensors of `AnswerHead`) and reward.json: `record` (figures)
-    with the shift and scale of the scores added."""
-    save_model(model.backbone, folder)
+    with the shift and scale of the scores added.
+
+    base: id of the artefact that the backbone was loaded from; of one with an adapter only the
+    adapter is written.
+    """
+    save_trained(model.backbone, folder, base=base)
     head = model.head.state_dict()
     save_file({k: v.detach().float().contiguous() for k, v in head.items()}, folder / HEAD_FILE)
     whole = {**record, "shift": model.shift, "scale": model.scale}
@@ -172,9 +196,17 @@ def save_reward_model(model: RewardModel, folder: Path, record: dict[str, Any]) 
 
 
 def load_reward_model(
-    folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    backbone: PreTrainedModel | None = None,
+    adapter: str | None = None,
 ) -> RewardModel:
-    """The reward model of an artefact folder; ArtefactError when the folder is not one."""
+    """The reward model of an artefact folder; ArtefactError when the folder is not one.
+
+    backbone: a model in memory that is this one's with `adapter` on; else it is loaded.
+    """
     missing = [name for name in (HEAD_FILE, REWARD_FILE) if not (folder / name).is_file()]
     if missing:
         raise ArtefactError(
@@ -182,17 +214,17 @@ def load_reward_model(
             "make one with `rung reward`"
         )
     record = json.loads((folder / REWARD_FILE).read_text())
-    backbone = load_model(folder, dtype=dtype, device=device)
     tensors = load_file(folder / HEAD_FILE)
     if "inner.weight" not in tensors:
         raise ArtefactError(
             f"{folder.name}: its {HEAD_FILE} is of an older form; train it again with `rung reward`"
         )
     model = RewardModel(
-        backbone,
+        load_model(folder, dtype=dtype, device=device) if backbone is None else backbone,
         hidden=len(tensors["inner.weight"]),
         shift=float(record["shift"]),
         scale=float(record["scale"]),
+        adapter=adapter,
     )
     model.head.load_state_dict(tensors)
     return model.to(device).eval()

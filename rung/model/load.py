@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from rung.errors import ArtefactError
 from rung.model.attention import register
 from rung.model.types import PreTrainedModel
+from rung.store.adapter import layers_below
 
 # what transformers and safetensors raise on a folder that is broken or of no known kind
 _LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -22,9 +23,22 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a local folder, in evaluation mode, ready for forests.
 
-    Nothing is fetched and no code of the folder runs. ArtefactError: no config or weights, weights
-    that are only there as pickle, remote code, weights that do not match the config.
+    Of an adapter: its base, which lies beside it, with the adapter merged in float32. Nothing is
+    fetched and no code of the folder runs. ArtefactError: no config or weights, weights that are
+    only there as pickle, remote code, weights that do not match the config, a base that is gone.
     """
+    *adapters, whole = layers_below(folder)
+    if not adapters:
+        return _load_whole(whole, dtype, device)
+    from rung.model.merge import merge_adapter  # peft: only where there is an adapter
+
+    model = _load_whole(whole, torch.float32, device)
+    for adapter in reversed(adapters):
+        model = merge_adapter(model, adapter)
+    return model.to(dtype)
+
+
+def _load_whole(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     config = _read_config(folder)
     _refuse_unsafe(folder, config)
     from transformers import AutoModelForCausalLM  # seconds: only where a model is loaded
@@ -108,10 +122,6 @@ def _refuse_unsafe(folder: Path, config: dict[str, Any]) -> None:
         raise ArtefactError(
             f"{folder}: config.json has auto_map, so its model is code that would have to be run;"
             " use a model of an architecture that transformers itself has"
-        )
-    if (folder / "adapter_config.json").is_file():
-        raise ArtefactError(
-            f"{folder} is an adapter, not a whole model; merge it into its base first"
         )
     if any(folder.glob("*.safetensors")):
         return

@@ -10,6 +10,7 @@ from typing import Any
 
 from rung.config import did_you_mean
 from rung.errors import ArtefactError
+from rung.store.adapter import layers_below
 from rung.store.artefact import Artefact
 from rung.store.durable import hash_tree, sync_folder, sync_tree, write_atomic
 from rung.store.manifest import (
@@ -109,7 +110,10 @@ class Store:
         return artefact
 
     def checked(self, artefact: Artefact) -> Artefact:
-        """`artefact` after hashing every file once per process; ArtefactError when one changed."""
+        """`artefact` after hashing every file once per process; ArtefactError when one changed,
+        or when one of the bases under an adapter did."""
+        for below in layers_below(artefact.path)[1:]:
+            self.checked(self.get(below.name))
         if artefact.id not in self._whole:
             self._refuse_damage(artefact, find_damage(artefact))
             self._whole.add(artefact.id)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 # Nobody types like a manual: this share of questions has no marks around its name, and this one
 # begins with a small letter and ends without its mark.
-UNMARKED = 0.4
-CASUAL = 0.2
+UNMARKED = 0.25
+CASUAL = 0.1
 
 # {name}: full dotted name, {short}: name within the module, {options}, {passage}, {argument}.
 PHRASINGS: dict[str, tuple[str, ...]] = {

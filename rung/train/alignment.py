@@ -10,9 +10,10 @@ import torch
 from rung.engine.generate import generate
 from rung.engine.sampling import Sampling
 from rung.errors import ArtefactError, ConfigError
+from rung.model.adapters import save_trained
 from rung.model.attention import to_torch
-from rung.model.heads import RewardModel, load_reward_model
-from rung.model.load import context_length, load_model, save_model
+from rung.model.heads import RewardModel
+from rung.model.load import context_length
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
@@ -24,6 +25,7 @@ from rung.train.loop import train
 from rung.train.onpolicy import OnPolicy, OnPolicyConfig
 from rung.train.ranked import cut_by_tokens
 from rung.train.rollout import Prompt, load_prompts
+from rung.train.start import start_policy
 
 
 def run_alignment(
@@ -33,12 +35,12 @@ def run_alignment(
 
     The first model is also the reference. Truth of held-out rows is used for measuring only.
     """
-    source, judge = context.input("model").path, context.input("reward").path
-    device = pick_device(config.device)
-    tokenizer = load_tokenizer(source)
-    _require_same_tokenizer(source, judge)
-    policy = load_model(source, device=device)
-    scorer = load_reward_model(judge, device=device).requires_grad_(False)
+    source, judge = context.input("model"), context.input("reward")
+    tokenizer = load_tokenizer(source.path)
+    _require_same_tokenizer(source.path, judge.path)
+    policy, scorer = start_policy(source, judge, config)
+    if scorer.backbone is policy:
+        context.progress.say("policy, reference and reward model share one base in memory")
     longest = min(context_length(policy), context_length(scorer.backbone)) - config.max_new_tokens
     if longest < 8:
         raise ConfigError(
@@ -55,7 +57,7 @@ def run_alignment(
     objective = build(policy, scorer, prompts, stop_ids=tokenizer.stop_ids, evaluate=evaluate)
     result = train(objective, config, context)
     after = evaluate(policy) if evaluate else {}
-    save_model(policy, context.out)
+    save_trained(policy, context.out, base=source.id)
     tokenizer.save_into(context.out)
     if after:
         context.progress.say(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rung.errors import ResourceError
+from rung.errors import ConfigError, ResourceError
 from rung.model.types import PreTrainedModel
 from rung.train.optim import TrainConfig
 
@@ -25,6 +25,10 @@ def should_compile(
     ResourceError for "always" where nothing can be compiled.
     """
     if config.compile == "never":
+        return False
+    if config.adapter != "none":
+        if config.compile == "always":
+            raise ConfigError("compile: always: layers with an adapter are not compiled; set auto")
         return False
     if config.compile == "auto":
         if flops < (MIN_FLOPS if device.type == "cpu" else MIN_FLOPS * 100):

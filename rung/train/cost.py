@@ -8,6 +8,14 @@ from rung.model.peak import measure_peak_flops
 from rung.train.loop import TrainResult
 
 
+def share_of_full(model: nn.Module) -> float:
+    """FLOP of training a token / that of training all weights: a frozen weight is passed through
+    twice (forward, and backward to what is below), a trained one three times."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(size for size, grad in sizes if grad)
+    return (2 + trained / sum(size for size, _ in sizes)) / 3
+
+
 def cost_notes(
     result: TrainResult,
     model: nn.Module,
@@ -26,7 +34,8 @@ def cost_notes(
     """
     if flops is None:
         num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        flops = (6 + 2 * extra_forwards) * num_parameters * result.tokens
+        each = 6 * share_of_full(model) + 2 * extra_forwards
+        flops = each * num_parameters * result.tokens
     device = next(model.parameters()).device
     peak = measure_peak_flops(result.dtype, device)
     speed = result.session_tokens / result.seconds if result.seconds else 0.0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -185,6 +186,7 @@ class _Run:
 
     def _iteration(self, iteration: int) -> dict[str, float]:
         began, tokens, sums = time.perf_counter(), 0, _Averages()
+        torch.manual_seed(_seed(self.config.seed, iteration))  # dropout is all that draws from it
         factor = lr_factor(self.config, at=(iteration + 1) / (self.total + 1))
         set_lr(self.optimizers, factor)
         for microbatches in self.objective.updates(iteration):
@@ -291,6 +293,11 @@ class _Run:
             f"{len(bad)} updates in a row were non-finite: back to step {start}, leaving them out"
         )
         return start
+
+
+def _seed(seed: int, iteration: int) -> int:
+    """Of an iteration's random numbers: the same after a resume."""
+    return int(np.random.SeedSequence([seed, iteration]).generate_state(1)[0])
 
 
 class _Averages:

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rung.model.adapters import is_adapted, trained_part
 from rung.model.precision import pick_device, pick_dtype
 from rung.model.types import PreTrainedModel
 from rung.train.advantage import answer_sums
@@ -21,6 +22,7 @@ from rung.train.rollout import Prompt, Rollout, RolloutPlan, Scorer, make_rollou
 from rung.train.state import set_weights
 
 B = TypeVar("B")
+M = TypeVar("M", bound=nn.Module)
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
 
 
@@ -47,6 +49,8 @@ class OnPolicyConfig(TrainConfig):
     eval_every: int = Field(5, ge=1, description="rollouts between two gradings")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="fine-tuning keeps to AdamW")
     lr: float = Field(1e-4, gt=0, description="peak AdamW learning rate")
+    adapter_lr: ClassVar[float] = 1e-4
+    takes_dropout: ClassVar[bool] = False
     decay: float = Field(1.0, ge=0, le=1, description="share of iterations that decay at the end")
     checkpoints: int = Field(6, ge=0, description="checkpoints in the course of the stage")
 
@@ -57,6 +61,8 @@ class OnPolicy(Objective[B]):
     `prepare` turns a rollout into one batch per microbatch; a child also gives `loss`, and reports
     the KL to the rollout's policy to `saw_kl`. The weights of the last rollout whose KL to the
     reference was within the limit are kept, checkpointed, and put back when the stop rule fires.
+    Of a policy with an adapter the reference is the policy with the adapter off, and only the
+    adapter's weights are kept: no second model is in memory.
     """
 
     config: OnPolicyConfig
@@ -72,8 +78,9 @@ class OnPolicy(Objective[B]):
         evaluate: Evaluate | None = None,
     ):
         self.policy, self.scorer, self.prompts, self.config = policy, scorer, prompts, config
-        self.reference = _frozen_copy(policy)
-        self.good = _frozen_copy(policy)
+        self.part = trained_part(policy)
+        self.reference = policy if is_adapted(policy) else _frozen_copy(policy)
+        self.good = _frozen_copy(self.part)
         self.evaluate = evaluate
         device = pick_device(config.device)
         self.plan = RolloutPlan(
@@ -97,7 +104,7 @@ class OnPolicy(Objective[B]):
 
     def trained(self) -> dict[str, nn.Module]:
         """What learns."""
-        return {"policy": self.policy}
+        return {"policy": self.part}
 
     def modules(self) -> nn.Module:
         return nn.ModuleDict({**self.trained(), "good": self.good})
@@ -116,7 +123,7 @@ class OnPolicy(Objective[B]):
         )
         self.readings = {**read_rollout(rollout), **graded}
         if self.stop_rule.healthy(self.readings["objective/kl"]):
-            set_weights(self.good, self.policy.state_dict())
+            set_weights(self.good, self.part.state_dict())
         batches = self.prepare(rollout)
         for epoch in range(config.epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(rollout.updates))
@@ -153,7 +160,7 @@ class OnPolicy(Objective[B]):
                 f"proxy reward {metrics['eval/scores']:.3f}, KL {metrics['objective/kl']:.2f}"
             )
         if self.stop_rule.update(metrics["objective/kl"]):
-            set_weights(self.policy, self.good.state_dict())
+            set_weights(self.part, self.good.state_dict())
             raise EarlyStop(
                 f"KL to the reference {metrics['objective/kl']:.1f} nats per answer was above "
                 f"{self.config.kl_limit:g} in {self.config.kl_patience} rollouts; went back to "
@@ -200,6 +207,6 @@ def clipped_surrogate(
     return torch.maximum(plain, clipped), ratio, (clipped > plain).float()
 
 
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+def _frozen_copy(model: M) -> M:
     twin = copy.deepcopy(model).eval()
     return twin.requires_grad_(False)

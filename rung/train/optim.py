@@ -1,19 +1,25 @@
 """Optimizers and the learning-rate schedule: Muon for matrices, AdamW for everything else."""
 
 import math
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
-from rung.config import Config
+from rung.model.adapter_config import AdapterConfig
 from rung.model.precision import Precision
 from rung.train.muon import Muon
 
 
-class TrainConfig(Config):
-    """What every training stage has in common; stages set their own defaults by subclassing."""
+class TrainConfig(AdapterConfig):
+    """What every training stage has in common; stages set their own defaults by subclassing.
+
+    adapter_lr: the default of `lr` where an adapter is trained. Its matrices start small and are
+    few, so they want larger steps than whole weights, and AdamW.
+    """
+
+    adapter_lr: ClassVar[float] = 3e-4
 
     seed: int = Field(0, description="seed of order, initial weights and sampling")
     optimizer: Literal["muon", "adamw"] = Field(
@@ -41,6 +47,13 @@ class TrainConfig(Config):
     max_skips: int = Field(
         3, ge=1, description="non-finite updates in a row before going back to a checkpoint"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_an_adapter(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("adapter", "none") != "none":
+            return {"lr": cls.adapter_lr, "optimizer": "adamw", **values}
+        return values
 
 
 def lr_factor(config: TrainConfig, *, at: float) -> float:

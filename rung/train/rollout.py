@@ -4,6 +4,7 @@ P prompts, A = P x samples answers, N answer tokens, W width
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor
 from rung.engine.generate import generate
 from rung.engine.sampling import Sampling
 from rung.errors import DataError
+from rung.model.adapters import adapter_off
 from rung.model.attention import TorchForest, to_torch
 from rung.model.forward import target_logps
 from rung.model.precision import autocast
@@ -127,6 +129,8 @@ def make_rollout(
 ) -> Rollout:
     """Sample answers at temperature 1 (the distribution that is trained) and judge them.
 
+    reference: a frozen model, or the policy itself, which then means: with its adapter off.
+
     Log-probabilities come from the training forward over the microbatches of the first epoch, not
     from the sampler: so the first ratio is exactly 1, whatever the sampler's precision.
     """
@@ -174,6 +178,7 @@ def _judge(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     with autocast(plan.dtype, plan.device):
         logp, entropy = target_logps(policy, forest)
-        ref_logp, _ = target_logps(reference, forest)
+        with adapter_off(policy) if reference is policy else nullcontext():
+            ref_logp, _ = target_logps(reference, forest)
         scores, features = scorer.scores_and_features(forest)
     return logp, entropy, ref_logp, scores, features

@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from rung.errors import DataError
-from rung.model.load import context_length, load_model
-from rung.model.precision import pick_device
+from rung.model.load import context_length
 from rung.model.shape import Shape
 from rung.store.context import Notes, StageContext
 from rung.tokens.corpus import load_corpus_tokens
@@ -24,6 +23,7 @@ from rung.train.objectives.pretrain import (
     train_stream,
     with_rates,
 )
+from rung.train.start import start_model
 
 
 class Config(StreamConfig):
@@ -44,7 +44,7 @@ def run(context: StageContext, config: Config) -> Notes:
     """Go on training a model on fresh text."""
     source = context.input("model")
     tokenizer = load_tokenizer(source.path)
-    model = load_model(source.path, device=pick_device(config.device)).train()
+    model = start_model(source.path, config).train()
     shape = shape_of(model)
     budget = plan_budget(config, shape, tokenizer)
     say_resolved(context, budget.table())
@@ -61,6 +61,7 @@ def run(context: StageContext, config: Config) -> Notes:
         tokenizer=tokenizer,
         heldout=heldout_trees(context, tokenizer, config, length=shape.context),
         counts=counts,
+        base=source.id,
     )
 
 

@@ -13,7 +13,7 @@ Where it falls far, raise nll_weight or beta.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from torch.nn.functional import logsigmoid
 
 from rung.errors import DataError
 from rung.feedback.rankings import load_rankings, split_by_prompt
+from rung.model.adapters import save_trained, trained_part
 from rung.model.forward import segment_sums, target_logps
-from rung.model.load import context_length, load_model, save_model
+from rung.model.load import context_length
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
@@ -35,6 +36,7 @@ from rung.train.optim import TrainConfig
 from rung.train.ranked import EpochOrder, RankedForest, RankedTree, encode_rankings, microbatches
 from rung.train.reference import cached_logps
 from rung.train.scorecard import ranked_pairs
+from rung.train.start import start_model
 
 
 class Config(TrainConfig):
@@ -52,6 +54,8 @@ class Config(TrainConfig):
     nll_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' likelihood")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="fine-tuning keeps to AdamW")
     lr: float = Field(1e-4, gt=0, description="peak AdamW learning rate")
+    adapter_lr: ClassVar[float] = 1e-4
+    takes_dropout: ClassVar[bool] = False
 
 
 def dpo_loss(margins: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -91,7 +95,7 @@ class DPOObjective(Objective[RankedForest]):
         self.order = EpochOrder(len(trees), config.rankings_per_update, config.seed)
 
     def modules(self) -> torch.nn.Module:
-        return self.model
+        return trained_part(self.model)
 
     def num_iterations(self) -> int:
         return self.order.updates_per_epoch * self.config.epochs
@@ -177,7 +181,7 @@ def run(context: StageContext, config: Config) -> Notes:
     source = context.input("model")
     device = pick_device(config.device)
     tokenizer = load_tokenizer(source.path)
-    model = load_model(source.path, device=device)
+    model = start_model(source.path, config)
     feedback = context.input("feedback")
     splits = split_by_prompt(
         load_rankings(feedback.path), heldout_fraction=config.heldout_fraction, seed=config.seed
@@ -187,6 +191,7 @@ def run(context: StageContext, config: Config) -> Notes:
         "model": source.id,
         "feedback": feedback.id,
         "precision": str(pick_dtype(config.precision, device)),
+        "base_bits": config.base_bits,
         "seed": config.seed,
         "pairs": config.pairs,
         "heldout_fraction": config.heldout_fraction,
@@ -202,7 +207,7 @@ def run(context: StageContext, config: Config) -> Notes:
     objective = DPOObjective(model, trees, reference[: len(trees)], config)
     result = train(objective, config, context)
     held = measure(objective, heldout, reference[len(trees) :])
-    save_model(model, context.out)
+    save_trained(model, context.out, base=source.id)
     tokenizer.save_into(context.out)
     context.progress.say(
         f"held-out pairs: loss {held['loss']:.4f} (ln 2 = 0.6931 before training), "

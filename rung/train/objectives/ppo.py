@@ -96,7 +96,7 @@ class PPOObjective(OnPolicy[Batch]):
         self.kl = AdaptiveKL(config.kl_coefficient, config.kl_target, config.kl_gain)
 
     def trained(self) -> dict[str, nn.Module]:
-        return {"policy": self.policy, "value": self.value}
+        return {"policy": self.part, "value": self.value}
 
     def prepare(self, rollout: Rollout) -> list[Batch]:
         config, lengths = self.config, rollout.lengths

@@ -6,7 +6,7 @@ equation 1); the batch is a forest of documents, so none sees another.
 
 import math
 from collections.abc import Iterable
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from torch import nn
 
 from rung.engine.generate import generate
 from rung.engine.sampling import Sampling
+from rung.model.adapters import save_trained, trained_part
 from rung.model.attention import TorchForest, to_torch
 from rung.model.budget import Budget, BudgetConfig, resolve_budget
 from rung.model.build import build_model
 from rung.model.forward import weighted_nll
-from rung.model.load import save_model
 from rung.model.memory import check_memory
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.model.shape import ModelConfig, Shape, resolve
@@ -30,7 +30,7 @@ from rung.tokens.forest import Tree, document, pack, tree_size
 from rung.tokens.stream import DocumentStream, Stream
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 from rung.train.compiled import TOKEN_BUCKET, compile_layers, should_compile
-from rung.train.cost import cost_notes
+from rung.train.cost import cost_notes, share_of_full
 from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
 
@@ -56,6 +56,7 @@ class Config(StreamConfig):
 
     model: ModelConfig = Field(ModelConfig(), description="the size dial and its overrides")
     weight_decay: float = Field(0.1, ge=0, description="decoupled weight decay of matrices")
+    takes_adapter: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _has_a_shape(self) -> Self:
@@ -87,7 +88,7 @@ class StreamObjective(Objective[TorchForest]):
         self.bucket = bucket
 
     def modules(self) -> nn.Module:
-        return self.model
+        return trained_part(self.model)
 
     def num_iterations(self) -> int:
         return self.num_steps
@@ -259,10 +260,15 @@ def train_stream(
     tokenizer: Tokenizer,
     heldout: list[Tree],
     counts: dict[str, int],
+    base: str = "",
 ) -> Notes:
-    """Train on a stream, save the model with its tokenizer, say what it cost."""
+    """Train on a stream, save the model with its tokenizer, say what it cost.
+
+    base: id of the artefact that the model was loaded from, where it was.
+    """
     num_tokens = budget.num_steps * budget.tokens_per_step
     flops = shape.flops_per_token(tokenizer.vocab_size, shape.context) * num_tokens
+    flops *= share_of_full(model)
     device = pick_device(config.device)
     compiled = should_compile(config, flops=flops, device=device, say=context.progress.say)
     if compiled:
@@ -277,7 +283,7 @@ def train_stream(
         bucket=TOKEN_BUCKET if compiled else 0,
     )
     result = train(objective, config, context)
-    save_model(model, context.out)
+    save_trained(model, context.out, base=base)
     tokenizer.save_into(context.out)
     return {
         "counts": {**counts, "parameters": shape.num_parameters(tokenizer.vocab_size)},

@@ -17,17 +17,18 @@ seconds, and with a few thousand rankings a small model keeps what it knew.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rung.errors import DataError
 from rung.feedback.rankings import load_rankings, split_by_prompt
+from rung.model.adapters import drop_inputs
 from rung.model.heads import RewardModel, save_reward_model
-from rung.model.load import context_length, load_model
+from rung.model.load import context_length
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.store.context import Notes, Progress, StageContext
 from rung.tokens.forest import tree_size
@@ -45,6 +46,7 @@ from rung.train.ranked import (
     microbatches,
     stack_ranks,
 )
+from rung.train.start import start_model
 
 
 class Config(TrainConfig):
@@ -62,6 +64,13 @@ class Config(TrainConfig):
     hidden: int = Field(64, ge=1, description="width of the head's hidden layer")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="fine-tuning keeps to AdamW")
     lr: float = Field(3e-4, gt=0, description="peak AdamW learning rate")
+    adapter_lr: ClassVar[float] = 3e-4
+
+    @model_validator(mode="after")
+    def _adapter_needs_a_trained_backbone(self) -> Self:
+        if self.adapter != "none" and self.backbone == "frozen":
+            raise ValueError("backbone: frozen trains the head alone: leave the adapter out")
+        return self
 
 
 def ranking_nll(
@@ -113,7 +122,7 @@ class RewardObjective(Objective[RankedForest]):
         self.order = EpochOrder(len(trees), config.rankings_per_update, config.seed)
 
     def modules(self) -> torch.nn.Module:
-        return self.model
+        return self.model.trained()
 
     def num_iterations(self) -> int:
         return self.order.updates_per_epoch * self.config.epochs
@@ -245,10 +254,10 @@ def figures(trees: Sequence[RankedTree], scores: list[np.ndarray], *, seed: int)
 
 def run(context: StageContext, config: Config) -> Notes:
     """Train on the rankings of some prompts, measure on the others, normalise the scores."""
-    folder = context.input("model").path
+    source = context.input("model")
     device = pick_device(config.device)
-    tokenizer = load_tokenizer(folder)
-    backbone = load_model(folder, device=device)
+    tokenizer = load_tokenizer(source.path)
+    backbone = start_model(source.path, config)
     records = load_rankings(context.input("feedback").path)
     train_records, heldout_records = split_by_prompt(
         records, heldout_fraction=config.heldout_fraction, seed=config.seed
@@ -281,7 +290,9 @@ def run(context: StageContext, config: Config) -> Notes:
         flops = 2.0 * tokens * sum(p.numel() for p in model.parameters())
         cost = cost_notes(result, model, tokens=tokens, flops=flops)
     else:
+        drop_inputs(model.backbone, True)
         result = train(RewardObjective(model, trees, config), config, context)
+        drop_inputs(model.backbone, False)
         known = read_evidence(model, trees, config)
         cost = cost_notes(result, model)
     train_scores = score_evidence(model, known)
@@ -295,7 +306,7 @@ def run(context: StageContext, config: Config) -> Notes:
         "dropped": dropped + dropped_heldout,
         "annotator_kinds": sorted({record.kind for record in records}),
     }
-    save_reward_model(model, context.out, report)
+    save_reward_model(model, context.out, report, base=source.id)
     tokenizer.save_into(context.out)
     return _notes(context, report, cost)
 

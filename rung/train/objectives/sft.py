@@ -8,25 +8,27 @@ whole update.
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
 
 from rung.errors import DataError
+from rung.model.adapters import save_trained, trained_part
 from rung.model.attention import TorchForest, to_torch
 from rung.model.forward import weighted_nll
-from rung.model.load import context_length, load_model, save_model
+from rung.model.load import context_length
 from rung.model.precision import pick_device
 from rung.model.types import PreTrainedModel
 from rung.store.context import Notes, StageContext
 from rung.tokens.forest import pack
 from rung.tokens.tokenizer import load_tokenizer
 from rung.tokens.views import ConversationView, conversation_view, plan_batches, split_microbatches
-from rung.train.cost import cost_notes
+from rung.train.cost import cost_notes, share_of_full
 from rung.train.loop import LossSums, Objective, train
 from rung.train.objectives.continued import shape_of
 from rung.train.optim import TrainConfig
+from rung.train.start import start_model
 
 
 class Config(TrainConfig):
@@ -40,6 +42,7 @@ class Config(TrainConfig):
     )
     lr: float | None = Field(5e-4, gt=0, description="peak AdamW learning rate")
     matrix_lr: float | None = Field(0.005, gt=0, description="peak Muon learning rate")
+    adapter_lr: ClassVar[float] = 5e-4
     decay: float = Field(0.9, ge=0, le=1, description="share of iterations that decay at the end")
 
 
@@ -64,7 +67,7 @@ class SFTObjective(Objective[TorchForest]):
         ]
 
     def modules(self) -> nn.Module:
-        return self.model
+        return trained_part(self.model)
 
     def num_iterations(self) -> int:
         return len(self.plan)
@@ -89,17 +92,18 @@ def run(context: StageContext, config: Config) -> Notes:
     source = context.input("model")
     tokenizer = load_tokenizer(source.path)
     rows = read_rows(context.input("dataset").file("train.jsonl"))
-    model = load_model(source.path, device=pick_device(config.device)).train()
+    model = start_model(source.path, config).train()
     length = min(context_length(model), config.tokens_per_step)
     view = conversation_view(rows, tokenizer, context=length, overlong=config.overlong)
     context.progress.say(view.report.describe())
     result = train(SFTObjective(model, view, config), config, context)
-    save_model(model, context.out)
+    save_trained(model, context.out, base=source.id)
     tokenizer.save_into(context.out)
     shape = shape_of(model)
     tokens = view.report.total_tokens * config.epochs
     mean_length = max(1, view.report.total_tokens // view.report.kept)
     flops = shape.flops_per_token(tokenizer.vocab_size, mean_length) * tokens
+    flops *= share_of_full(model)
     return {
         "counts": {
             "conversations": view.report.kept,
