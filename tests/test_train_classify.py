@@ -137,6 +137,7 @@ def test_balanced_weights_by_hand() -> None:
 
 # the stage
 
+LORA = {"adapter": "lora", "lora_r": 4, "lr": 2e-2, "epochs": 6, "precision": "fp32"}
 FROZEN = Config(epochs=30, lr=0.01, precision="fp32", validation_fraction=0.15)
 TRAINED = Config(backbone="trained", epochs=6, lr=5e-3, precision="fp32", validation_fraction=0.15)
 
@@ -162,6 +163,25 @@ def test_the_stage_learns_labels_of_texts_it_never_saw(tmp_path, config) -> None
     assert same_bytes(first.out, second.out, names)
 
 
+def test_an_adapter_with_a_head(tmp_path) -> None:
+    inputs = {"model": named_model(tmp_path), "labels": labels_artefact(tmp_path / "labels")}
+    where = context(tmp_path / "a", **inputs)
+    notes = classify.run(where, Config(validation_fraction=0.15, **LORA))
+    assert notes["figures"]["accuracy"] > 0.75
+    names = {path.name for path in where.out.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "head.safetensors"} <= names
+    assert "model.safetensors" not in names
+    folder = placed(where, tmp_path)
+    assert_measured_again(folder, load_labelled(inputs["labels"]), notes)
+
+
+def test_a_frozen_backbone_with_an_adapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave the adapter out"):
+        Config(backbone="frozen", adapter="lora")
+    assert Config(adapter="lora").resolved().backbone == "trained"
+    assert Config().resolved().backbone == "frozen"
+
+
 def placed(where, tmp_path):
     """What a stage wrote, beside the model it came from, as in a store."""
     target = tmp_path / "classifier"
@@ -174,8 +194,11 @@ def test_a_saved_classifier_gives_the_probabilities_it_was_measured_with(tmp_pat
     inputs = {"model": named_model(tmp_path), "labels": labels_artefact(tmp_path / "labels")}
     where = context(tmp_path / "a", **inputs)
     notes = classify.run(where, config)
-    data = load_labelled(inputs["labels"])
     folder = placed(where, tmp_path)
+    assert_measured_again(folder, load_labelled(inputs["labels"]), notes)
+
+
+def assert_measured_again(folder, data, notes):
     classifier = TextClassifier(folder, device="cpu")
     classifier.dtype = torch.float32
     found = classifier.predict(data.heldout.texts, microbatch_tokens=64)

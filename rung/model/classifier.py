@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rung.errors import ArtefactError
+from rung.model.adapters import save_trained, trained_part
 from rung.model.attention import TorchForest
 from rung.model.forward import hidden_states
-from rung.model.load import load_model, save_model
+from rung.model.load import load_model
 from rung.model.types import PreTrainedModel
 
 HEAD_FILE = "head.safetensors"
@@ -91,6 +92,14 @@ class Classifier(nn.Module):
         width = int(backbone.config.hidden_size)
         self.head = LabelHead(2 * width, len(labelling.labels))
 
+    def trained(self) -> nn.Module:
+        """What an optimizer and a checkpoint need to know: the head, and of the backbone its
+        adapter where it has one."""
+        part = trained_part(self.backbone)
+        if part is self.backbone:
+            return self
+        return nn.ModuleDict({"backbone": part, "head": self.head})
+
     def evidence(self, forest: TorchForest) -> Tensor:
         """What the head reads of each text, float32 [B, 2 W], differentiable: the hidden state of
         the last token, and the mean over the tokens of the text."""
@@ -117,11 +126,11 @@ def save_classifier(
     figures) and the backbone.
 
     base: id of the artefact that the backbone was loaded from. Of a frozen backbone only this id
-    is kept: the weights lie beside the classifier already.
+    is kept, of one with an adapter the adapter: the weights lie beside the classifier already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not frozen:
-        save_model(model.backbone, folder)
+        save_trained(model.backbone, folder, base=base)
     head = model.head.state_dict()
     save_file({k: v.detach().float().contiguous() for k, v in head.items()}, folder / HEAD_FILE)
     whole = {**record, **asdict(model.labelling), "base": base if frozen else None}

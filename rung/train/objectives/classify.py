@@ -11,18 +11,19 @@ validation part of the training texts; the held-out texts are only measured on.
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rung.engine.classify import Encoded, encode_texts, pack_texts, read_evidence
+from rung.model.adapters import drop_inputs
 from rung.model.attention import TorchForest
 from rung.model.classifier import Classifier, Labelling, save_classifier
-from rung.model.load import context_length, load_model
+from rung.model.load import context_length
 from rung.model.precision import pick_device, pick_dtype
 from rung.store.context import Notes, Progress, StageContext
 from rung.tokens.tokenizer import load_tokenizer
@@ -33,6 +34,7 @@ from rung.train.labelled import Texts, class_weights, load_labelled, split_valid
 from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
 from rung.train.ranked import EpochOrder
+from rung.train.start import start_model
 
 _LEAST_VALIDATION = 20  # texts; from fewer neither an epoch nor a temperature can be chosen
 _STANDARDISE_ON = 2048  # texts, drawn at random, where the evidence is not needed otherwise
@@ -41,8 +43,8 @@ _STANDARDISE_ON = 2048  # texts, drawn at random, where the evidence is not need
 class Config(TrainConfig):
     """Options of `rung classify`."""
 
-    backbone: Literal["frozen", "trained"] = Field(
-        "frozen", description="frozen: only the head learns, and each text is read once"
+    backbone: Literal["frozen", "trained"] | None = Field(
+        None, description="frozen: the head alone learns; None: frozen without an adapter"
     )
     epochs: int | None = Field(
         None, ge=1, description="passes over the texts; None: 60 of a head alone, else 3"
@@ -64,13 +66,20 @@ class Config(TrainConfig):
     lr: float | None = Field(
         None, gt=0, description="peak AdamW rate; None: 1e-3 of a head alone, else 5e-5"
     )
+    adapter_lr: ClassVar[float] = 5e-4
+
+    @model_validator(mode="after")
+    def _adapter_needs_a_trained_backbone(self) -> Self:
+        if self.adapter != "none" and self.backbone == "frozen":
+            raise ValueError("backbone: frozen trains the head alone: leave the adapter out")
+        return self
 
     def resolved(self) -> "Config":
-        """With epochs and rate of the backbone's mode where none are given."""
-        frozen = self.backbone == "frozen"
-        epochs = self.epochs or (60 if frozen else 3)
-        lr = self.lr or (1e-3 if frozen else 5e-5)
-        return self.model_copy(update={"epochs": epochs, "lr": lr})
+        """With the backbone's mode, and its epochs and rate where none are given."""
+        backbone = self.backbone or ("frozen" if self.adapter == "none" else "trained")
+        epochs = self.epochs or (60 if backbone == "frozen" else 3)
+        lr = self.lr or (1e-3 if backbone == "frozen" else 5e-5)
+        return self.model_copy(update={"backbone": backbone, "epochs": epochs, "lr": lr})
 
 
 def label_loss(
@@ -137,7 +146,7 @@ class ClassifyObjective(Objective[Batch]):
 
     def modules(self) -> nn.Module:
         if self.evidence is None:
-            return self.model
+            return self.model.trained()
         return nn.ModuleDict({"head": self.model.head, "best": self.best})
 
     def num_iterations(self) -> int:
@@ -192,7 +201,10 @@ class ClassifyObjective(Objective[Batch]):
     def validation_logits(self) -> Tensor:
         if self.evidence is not None:
             return self.model.head(self.evidence[1])
-        return self.model.head(evidence_of(self.model, self.validation[0], self.config))
+        drop_inputs(self.model.backbone, False)
+        read = evidence_of(self.model, self.validation[0], self.config)
+        drop_inputs(self.model.backbone, True)
+        return self.model.head(read)
 
     def state(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss if np.isfinite(self.best_loss) else None}
@@ -232,7 +244,7 @@ def run(context: StageContext, config: Config) -> Notes:
     source = context.input("model")
     tokenizer = load_tokenizer(source.path)
     data = load_labelled(context.input("labels"))
-    backbone = load_model(source.path, device=pick_device(config.device))
+    backbone = start_model(source.path, config)
     length = min(config.max_tokens, context_length(backbone))
     labelling = Labelling(data.labels, data.multi_label, config.template, length)
     fit, validation = split_validation(
@@ -257,9 +269,10 @@ def run(context: StageContext, config: Config) -> Notes:
         validation=(encoded["validation"], validation),
         evidence=(known["train"], known["validation"]) if frozen else None,
     )
+    drop_inputs(model.backbone, True)
     result = train(objective, config, context)
+    drop_inputs(model.backbone, False)
     objective.finish()
-    model.eval()
     logits = {}
     with torch.no_grad():
         for side in ("validation", "heldout"):
