@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from rung.errors import ResourceError
 from rung.model.budget import BudgetConfig, resolve_budget
-from rung.model.memory import memory_estimate
+from rung.model.memory import lora_parameters, memory_estimate
 from rung.model.shape import Shape, resolve
 from rung.text.files import files_fingerprint
 
@@ -180,9 +180,10 @@ def _onpolicy(config: Any, parents: Parents) -> Estimate:
     sampled = answer * (prompts * config.answers_per_prompt + gradings * config.eval_prompts)
     seen = prompts * (PROMPT + config.answers_per_prompt * answer)
     flops = model.flops(seen * (config.epochs + 3 / 3), length=CONVERSATION)
-    found = _trained(
-        config, model, flops=flops, share=SHARE_RANKED, at_once=config.microbatch_tokens, copies=3
-    )
+    # an adapter is its own reference and its own last good weights: the reward model is left
+    copies = 3 if config.adapter == "none" else 1
+    at_once = config.microbatch_tokens
+    found = _trained(config, model, flops=flops, share=SHARE_RANKED, at_once=at_once, copies=copies)
     found["seconds"] = _add(found["seconds"], _sampling_seconds(config, model, tokens=sampled))
     return found
 
@@ -232,12 +233,22 @@ _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
 def _trained(
     config: Any, model: Model, *, flops: float, share: float, at_once: int, copies: int = 0
 ) -> Estimate:
-    """at_once: tokens of a microbatch. copies: models that stand beside the one in training."""
+    """at_once: tokens of a microbatch. copies: models that stand beside the one in training.
+
+    An adapter saves a third of the products (those of gradients of frozen weights), and the disk.
+    """
+    rank = 0 if config.adapter == "none" else config.lora_r
     needed = memory_estimate(
-        model.shape, model.vocab, tokens_per_microbatch=at_once, optimizer=config.optimizer
+        model.shape,
+        model.vocab,
+        tokens_per_microbatch=at_once,
+        optimizer=config.optimizer,
+        lora_r=rank,
     )
     weights = 4 * model.shape.num_parameters(model.vocab)
-    found = _with_model(model, _product_seconds(config, flops, share=share), disk=weights + 1e5)
+    disk = 4 * lora_parameters(model.shape, rank) if rank else weights
+    seconds = _product_seconds(config, flops * (2 / 3 if rank else 1), share=share)
+    found = _with_model(model, seconds, disk=disk + 1e5)
     return {**found, "memory_gb": HEAP_GB + (needed + copies * weights) / 1e9}
 
 
