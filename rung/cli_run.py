@@ -51,7 +51,7 @@ def run(
         str | None, typer.Option(metavar="ENTRY", help="Only this entry and what it needs.")
     ] = None,
     report: Annotated[
-        bool, typer.Option(help="Write the HTML report when the recipe evaluates something.")
+        bool, typer.Option(help="Write the HTML report when the recipe measures something.")
     ] = True,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -205,7 +205,7 @@ def _report(
     json: bool,
 ) -> Path | None:
     """Write the HTML report when there is something evaluated; its path."""
-    if not any(o.artefact.kind == "evaluation" for o in outcomes):
+    if not any(o.artefact.kind in ("evaluation", "classifier") for o in outcomes):
         return None
     from rung.cli_talk import write_page
 

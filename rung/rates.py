@@ -81,6 +81,27 @@ def _files(config: Any, parents: Parents) -> Estimate:
     return {"tokens": size / 4, **_data(1 + 1e-7 * size, disk=size)}
 
 
+def _labels(config: Any, parents: Parents) -> Estimate:
+    names = [*config.files, *config.heldout_files, *config.lines.values()]
+    paths = [Path(name) for name in names]
+    if config.folder:
+        paths += Path(config.folder).rglob("*")
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    return {"tokens": size / 4, **_data(1 + 1e-6 * size, disk=size)}
+
+
+def _classify(config: Any, parents: Parents) -> Estimate:
+    model = _first(parents, "model", "model")
+    tokens = _first(parents, "labels", "tokens")
+    if model is None or tokens is None:
+        return {}
+    config = config.resolved()
+    # a reading without a gradient is a third of a pass; a head alone costs next to nothing
+    passes = 1 / 3 if config.backbone == "frozen" else config.epochs + 1 / 3
+    flops = model.flops(passes * tokens, length=CONVERSATION)
+    return _trained(config, model, flops=flops, share=SHARE_CHAT, at_once=config.microbatch_tokens)
+
+
 def _pretrain(config: Any, parents: Parents) -> Estimate:
     vocab = _first(parents, "tokenizer", "vocab")
     return _stream(config, Model(resolve(config.model), vocab)) if vocab else {}
@@ -205,7 +226,9 @@ _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
     "continue": _continue,
     "instruct": _instruct,
     "dataset": _files,
+    "labels": _labels,
     "sft": _sft,
+    "classify": _classify,
     "collect": _collect,
     "feedback": _files,
     "reward": _reward,

@@ -105,11 +105,25 @@ STAGES: Mapping[str, Stage] = {
             "Import conversations or prompt/completion files of your own.",
         ),
         Stage(
+            "labels",
+            "rung.tasks.labels",
+            {},
+            "labels",
+            "Import texts with labels of your own, for classification.",
+        ),
+        Stage(
             "sft",
             _OBJECTIVES + "sft",
             {"model": "model", "dataset": "dataset"},
             "model",
             "Fine-tune on conversations; the loss is on assistant tokens only.",
+        ),
+        Stage(
+            "classify",
+            _OBJECTIVES + "classify",
+            {"model": "model", "labels": "labels"},
+            "classifier",
+            "Train a classifier on labelled texts, one or several labels each.",
         ),
         Stage(
             "collect",

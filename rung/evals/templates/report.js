@@ -17,6 +17,9 @@
       marker: { size: 6, color: slot(n) },
       ...(trace.error_y ? { error_y: { ...trace.error_y, color: colour("--ink") } } : {}),
       ...(trace.type === "bar" ? { line: undefined } : {}),
+      ...(trace.type === "heatmap"
+        ? { line: undefined, marker: undefined, showscale: false, colorscale: [[0, colour("--panel")], [1, slot(n)]] }
+        : {}),
     }));
     const { xaxis, yaxis, yaxis2, shapes, ...rest } = spec.layout;
     const layout = {
