@@ -9,6 +9,7 @@ elsewhere. No GPU was measured, so nothing is said of the time that a model take
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rung.errors import ResourceError

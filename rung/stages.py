@@ -84,6 +84,13 @@ STAGES: Mapping[str, Stage] = {
             "Train a language model from random weights on next-token prediction.",
         ),
         Stage(
+            "import",
+            "rung.exchange.importing",
+            {},
+            "model",
+            "Make any open model an artefact: a folder, a GGUF or llama2.c file, a hub id.",
+        ),
+        Stage(
             "continue",
             _OBJECTIVES + "continued",
             {"model": "model", "corpus": "corpus", "replay": "corpus?"},

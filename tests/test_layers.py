@@ -23,6 +23,7 @@ LAYERS = [
     "engine",
     "train",
     "evals",
+    "exchange",
     "stages",
     "samples",
     "survey",
