@@ -110,7 +110,7 @@ def run_single(
     from rung.recipe import single_stage
 
     recipe = single_stage(stage, name=name, config=None, overrides=[], inputs=inputs)
-    _go(recipe, store=store, json=json, dry_run=False, until=None, report=False)
+    run_recipe(recipe, store=store, json=json, dry_run=False, until=None, report=False)
 
 
 def _stage_options(stage: Stage) -> dict[str, tuple[Any, Any]]:

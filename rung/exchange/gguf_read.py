@@ -103,7 +103,9 @@ def read_gguf_model(path: Path, header: GGUFHeader) -> PreTrainedModel:
 def stored_kind(header: GGUFHeader) -> str:
     """float16 or bfloat16 where every matrix is kept so, else float32."""
     kinds = {tensor.kind for tensor in header.tensors.values() if len(tensor.shape) > 1}
-    return {(_FLOAT16,): "float16", (_BFLOAT16,): "bfloat16"}.get(tuple(kinds), "float32")
+    if kinds == {_FLOAT16}:
+        return "float16"
+    return "bfloat16" if kinds == {_BFLOAT16} else "float32"
 
 
 def _complete(config: Any, header: GGUFHeader, path: Path) -> None:
