@@ -17,6 +17,7 @@ from rung.model.budget import BudgetConfig, resolve_budget
 from rung.model.memory import lora_parameters, memory_estimate
 from rung.model.shape import Shape, resolve
 from rung.text.files import files_fingerprint
+from rung.text.sources import find_sources
 
 SHARE_TEXT, SHARE_CHAT, SHARE_RANKED = 0.25, 0.20, 0.12
 """Of the peak of products that training reaches: 10,000 tokens/s of text, 9,000 of conversations
@@ -76,7 +77,8 @@ def _instruct(config: Any, parents: Parents) -> Estimate:
 
 def _files(config: Any, parents: Parents) -> Estimate:
     """Conversations and preferences alike: about four bytes a token."""
-    size = sum(Path(name).stat().st_size for name in config.files)
+    sources = find_sources(config.files)
+    size = sum(path.stat().st_size for source in sources for _, path in source.files)
     return {"tokens": size / 4, **_data(1 + 1e-7 * size, disk=size)}
 
 
@@ -154,9 +156,18 @@ def _reward(config: Any, parents: Parents) -> Estimate:
     return _ranked(config, parents, passes=1 / 3 if frozen else config.epochs + 2 / 3)
 
 
-def _dpo(config: Any, parents: Parents) -> Estimate:
+def _with_reference(config: Any, parents: Parents) -> Estimate:
     # the reference passes once, forward only: a third of a training pass; it is cached then
     return _ranked(config, parents, passes=config.epochs + 1 / 3, copies=1)
+
+
+def _without_reference(config: Any, parents: Parents) -> Estimate:
+    return _ranked(config, parents, passes=config.epochs)
+
+
+def _kto(config: Any, parents: Parents) -> Estimate:
+    # beside the reference's pass, both models read the strangers of every epoch
+    return _ranked(config, parents, passes=config.epochs * (1 + 2 / 3) + 1 / 3, copies=1)
 
 
 def _ranked(config: Any, parents: Parents, *, passes: float, copies: int = 0) -> Estimate:
@@ -222,7 +233,12 @@ _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
     "collect": _collect,
     "feedback": _files,
     "reward": _reward,
-    "dpo": _dpo,
+    "dpo": _with_reference,
+    "ipo": _with_reference,
+    "apo": _with_reference,
+    "simpo": _without_reference,
+    "orpo": _without_reference,
+    "kto": _kto,
     "ppo": _onpolicy,
     "grpo": _onpolicy,
     "ngram": _ngram,

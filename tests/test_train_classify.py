@@ -15,7 +15,7 @@ from rung.errors import ArtefactError, ConfigError
 from rung.model.classifier import Classifier, Labelling, load_classifier, read_labelling
 from rung.model.load import load_model
 from rung.tokens.tokenizer import load_tokenizer
-from rung.train.labelled import Texts, class_weights, load_labelled, split_validation
+from rung.train.label_texts import Texts, class_weights, load_labelled, split_validation
 from rung.train.objectives import classify
 from rung.train.objectives.classify import Config, label_loss
 

@@ -121,6 +121,8 @@ def _sft(ladder: Ladder) -> Figures:
         for name in wanted:
             figures[f"{prefix}.{name}"] = _total(own, name)
         figures[f"{prefix}.rouge_l_before"] = _total(before, "rouge_l")
+        figures[f"{prefix}.reference_bpb"] = _total(own, "reference_bpb")
+        figures[f"{prefix}.reference_bpb_before"] = _total(before, "reference_bpb")
     return figures
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rung.evals.changes import Change, changes, versus_parent
 from rung.evals.cost import Cost, cost_of
-from rung.evals.ladder import ALIGNED, Ladder
+from rung.evals.ladder import ALIGNED, PREFERRED, Ladder
 from rung.evals.numerals import amount, number, percent
 from rung.evals.words import words_of
 from rung.store.artefact import Artefact
@@ -80,7 +80,7 @@ _COUNTS = {
     "collect": (("rankings", "rankings by the simulated annotator"),),
     "feedback": (("rankings", "rankings by people"),),
     "reward": (("train_rankings", "rankings"),),
-    "dpo": (("train_rankings", "rankings"),),
+    **dict.fromkeys(PREFERRED, (("train_rankings", "judgements"),)),
     "ppo": (("prompts", "prompts, answers its own"),),
     "grpo": (("prompts", "prompts, answers its own"),),
 }
@@ -122,6 +122,9 @@ def gains(ladder: Ladder, artefact: Artefact) -> tuple[list[str], list[str]]:
         return [], []
     gained: list[str] = []
     lost: list[str] = []
+    if artefact.stage in PREFERRED and figures.get("heldout/rewards/accuracies") is not None:
+        right = percent(figures["heldout/rewards/accuracies"])
+        gained.append(f"orders {right} of unseen pairs rightly")
     if artefact.stage in ALIGNED:
         wins = versus_parent(ladder, artefact).get("win_rate")
         if wins:

@@ -59,6 +59,7 @@ def build_section(ladder: Ladder, name: str, artefact: Artefact, steps: Sequence
         section.charts.append(curve)
     if artefact.kind == "reward-model":
         _add_calibration(section, artefact)
+    _add_preference(section, artefact)
     _add_policy(section, artefact, steps)
     return section
 
@@ -134,6 +135,16 @@ def _add_calibration(section: Section, artefact: Artefact) -> None:
     ]
     if "simulated" in record.get("annotator_kinds", ()):
         section.warnings.append("Learned from the rankings of a SIMULATED annotator.")
+
+
+def _add_preference(section: Section, artefact: Artefact) -> None:
+    """How a policy orders judged answers that it never saw, where its stage measured that."""
+    found = artefact.notes.get("figures") or {}
+    ends = ("", "_low", "_high")
+    value, low, high = (found.get(f"heldout/rewards/accuracies{end}") for end in ends)
+    if value is not None and low is not None:
+        right = {"value": value, "low": low, "high": high, "n": found.get("heldout/num_pairs")}
+        section.facts.append(("held-out pairs ordered rightly", estimate(right, as_percent=True)))
 
 
 _CURVES = (

@@ -6,6 +6,7 @@ from typing import Any
 from rung.evals.stats import (
     Estimate,
     bootstrap_mean,
+    bootstrap_ratio,
     mcnemar,
     paired_difference,
     wilson,
@@ -39,6 +40,16 @@ def mean(items: Sequence[Item], key: str, *, seed: int) -> dict[str, float | int
     return bootstrap_mean(values, clusters=names(items), seed=seed).to_json()
 
 
+def reference_bpb(items: Sequence[Item], *, seed: int) -> dict[str, float | int] | None:
+    """Bits per byte of the reference answers, given their questions; None where there are none."""
+    known = [item for item in items if item.get("reference_bits") is not None]
+    if not known:
+        return None
+    bits = [float(item["reference_bits"]) for item in known]
+    sizes = [float(item["reference_bytes"]) for item in known]
+    return bootstrap_ratio(bits, sizes, clusters=names(known), seed=seed).to_json()
+
+
 def names(items: Sequence[Item]) -> list[str]:
     """The cluster of each item: several questions about one function are not independent."""
     return [str(item["name"]) for item in items]
@@ -59,6 +70,7 @@ def tally_cells(items: Sequence[Item], *, seed: int) -> list[dict[str, Any]]:
             "utility": mean(cell, "utility", seed=seed),
             "stop_rate": rate(cell, "stopped"),
             "admission_rate": rate(cell, "admits"),
+            "reference_bpb": reference_bpb(cell, seed=seed),
         }
         for key, cell in sorted(cells.items())
     ]
@@ -70,7 +82,8 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
     false_claim_rate: answers about made-up functions that do not say so, also by the kind of name
     (false_claim_rate/coined, false_claim_rate/recombined). refusal_rate_on_real:
     answers that deny or refuse a function that exists. passage_rouge_l and closed_book_rouge_l:
-    the same measure with and without the documentation in the prompt.
+    the same measure with and without the documentation in the prompt. reference_bpb: bits per byte
+    of the true answers.
     """
     made_up = [item for item in items if is_made_up(item)]
     real = [item for item in items if is_real(item)]
@@ -96,6 +109,8 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
         figures["passage_rouge_l"] = mean(passage, "rouge_l", seed=seed)
     if closed:
         figures["closed_book_rouge_l"] = mean(closed, "rouge_l", seed=seed)
+    if bpb := reference_bpb(items, seed=seed):
+        figures["reference_bpb"] = bpb
     return figures
 
 

@@ -107,6 +107,36 @@ WORDS = {
         "others, relative to the model before. No reward model and no sampling: cheap and steady, "
         "but limited to the answers that were collected.",
     ),
+    "ipo": Words(
+        "IPO",
+        "Prefer the better answers by a lead of a stated size",
+        "As DPO, with a squared loss around a target. Where the same answer always wins, DPO pulls "
+        "for ever; this stops at the target.",
+    ),
+    "apo": Words(
+        "APO",
+        "Make the better answers more likely and the others less",
+        "As DPO, but each answer is compared with the model before, not only with the other "
+        "answer: a preferred answer must not become less likely than it was.",
+    ),
+    "simpo": Words(
+        "SimPO",
+        "Prefer the better answers by what the model itself finds likely",
+        "As DPO, with the probability per token as the score and a lead that must be kept. No "
+        "model before is asked, so it is cheaper; nothing holds the policy back either.",
+    ),
+    "orpo": Words(
+        "ORPO",
+        "Learn to answer and which answers are better at once",
+        "Fine-tuning on preferred answers, with a term that makes them more likely than the "
+        "others. One stage for two, from a model that only continues text.",
+    ),
+    "kto": Words(
+        "KTO",
+        "Learn from thumbs up and down",
+        "Each answer by itself is desirable or not, so nobody has to compare two. What counts is "
+        "whether an answer became more likely than answers in general did.",
+    ),
     "ppo": Words(
         "PPO",
         "Improve by trial: answer, be scored, do more of what scored well",

@@ -10,7 +10,7 @@ from rung.engine.classify import Encoded
 from rung.model.classifier import Classifier, Labelling
 from rung.store.context import Notes, StageContext
 from rung.train import label_scores
-from rung.train.labelled import Texts
+from rung.train.label_texts import Texts
 
 
 def measure(

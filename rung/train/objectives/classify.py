@@ -30,7 +30,7 @@ from rung.tokens.tokenizer import load_tokenizer
 from rung.tokens.views import split_microbatches
 from rung.train.cost import cost_notes
 from rung.train.label_report import measure, notes_of, say_lengths
-from rung.train.labelled import Texts, class_weights, load_labelled, split_validation
+from rung.train.label_texts import Texts, class_weights, load_labelled, split_validation
 from rung.train.loop import LossSums, Objective, train
 from rung.train.optim import TrainConfig
 from rung.train.ranked import EpochOrder
