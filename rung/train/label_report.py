@@ -78,7 +78,7 @@ def notes_of(context: StageContext, report: dict[str, Any], cost: dict[str, Any]
     before, after = report["uncalibrated"]["calibration"]["ece"], held["calibration"]["ece"]
     figures = {**label_scores.main_figures(held), "ece": after, "ece_uncalibrated": before}
     shown = ", ".join(
-        f"{name.replace('_', ' ')} {held[name]['value']:.3f}"
+        f"{name.replace('_', ' ').replace('f1', 'F1')} {held[name]['value']:.3f}"
         f" [{held[name]['low']:.3f}, {held[name]['high']:.3f}]"
         for name in ("accuracy", "micro_f1", "macro_f1")
         if name in held
