@@ -176,5 +176,5 @@ def read_gguf_vocabulary(path: Path, header: GGUFHeader) -> Vocabulary:
         if header.metadata.get("tokenizer.ggml.add_space_prefix", True):
             steps.insert(0, normalizers.Prepend("\u2581"))
         vocabulary.bpe.normalizer = normalizers.Sequence(steps)
-        vocabulary.bpe.pre_tokenizer = None  # type: ignore[assignment]
+        vocabulary.bpe.pre_tokenizer = None
     return vocabulary
