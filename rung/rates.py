@@ -7,15 +7,17 @@ elsewhere. No GPU was measured, so nothing is said of the time that a model take
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from rung.errors import ResourceError
 from rung.model.budget import BudgetConfig, resolve_budget
 from rung.model.memory import lora_parameters, memory_estimate
-from rung.model.shape import Shape, resolve
+from rung.model.shape import Shape, read_shape, resolve
 from rung.text.files import files_fingerprint
 from rung.text.sources import find_sources
 
@@ -59,6 +61,19 @@ def _curate(config: Any, parents: Parents) -> Estimate:
         size = float(sum(int(row[1]) for row in files_fingerprint(config.source)))
     size = min(size, config.max_bytes or math.inf)
     return {"bytes": size, **_data(2 + 1.2e-6 * size, disk=0.5 * size)}
+
+
+def _import(config: Any, parents: Parents) -> Estimate:
+    """Of a folder, whose config.json is read; of other sources nothing is known before."""
+    folder = Path(config.source)
+    try:
+        values = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        shape = read_shape(values, context=int(values.max_position_embeddings))
+        model = Model(shape, int(values.vocab_size))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return {"model": model, **_data(4 + 1e-8 * size, disk=size)}
 
 
 def _tokenizer(config: Any, parents: Parents) -> Estimate:
@@ -134,7 +149,8 @@ def _sft(config: Any, parents: Parents) -> Estimate:
     tokens = _first(parents, "dataset", "tokens")
     if model is None or tokens is None:
         return {}
-    flops = model.flops(tokens * config.epochs, length=CONVERSATION)
+    seen = min(tokens * config.epochs, (config.max_steps or math.inf) * config.tokens_per_step)
+    flops = model.flops(seen, length=CONVERSATION)
     at_once = min(config.microbatch_tokens, config.tokens_per_step)
     return _trained(config, model, flops=flops, share=SHARE_CHAT, at_once=at_once)
 
@@ -221,6 +237,7 @@ def _evaluate(config: Any, parents: Parents) -> Estimate:
 
 
 _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
+    "import": _import,
     "curate": _curate,
     "tokenizer": _tokenizer,
     "pretrain": _pretrain,
