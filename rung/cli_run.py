@@ -53,7 +53,7 @@ def run(
         str | None, typer.Option(metavar="ENTRY", help="Only this entry and what it needs.")
     ] = None,
     report: Annotated[
-        bool, typer.Option(help="Write the HTML report when the recipe evaluates something.")
+        bool, typer.Option(help="Write the HTML report when the recipe measures something.")
     ] = True,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -169,6 +169,8 @@ def run_recipe(
     from rung.store.store import Store
 
     opened = Store(store)
+    for note in recipe.notes:
+        typer.echo(f"note: {note}", err=True)
     if dry_run:
         _print_plan(make_plan(recipe, opened, until=until), json=json)
         return
@@ -205,7 +207,7 @@ def _report(
     json: bool,
 ) -> Path | None:
     """Write the HTML report when there is something evaluated; its path."""
-    if not any(o.artefact.kind == "evaluation" for o in outcomes):
+    if not any(o.artefact.kind in ("evaluation", "classifier") for o in outcomes):
         return None
     from rung.cli_talk import write_page
 

@@ -110,6 +110,14 @@ STAGES: Mapping[str, Stage] = {
             {},
             "dataset",
             "Import conversations or prompt/completion files of your own.",
+            version=2,  # rows are called by their source, no longer all "conversation"
+        ),
+        Stage(
+            "labels",
+            "rung.tasks.labels",
+            {},
+            "labels",
+            "Import texts with labels of your own, for classification.",
         ),
         Stage(
             "sft",
@@ -117,6 +125,13 @@ STAGES: Mapping[str, Stage] = {
             {"model": "model", "dataset": "dataset"},
             "model",
             "Fine-tune on conversations; the loss is on assistant tokens only.",
+        ),
+        Stage(
+            "classify",
+            _OBJECTIVES + "classify",
+            {"model": "model", "labels": "labels"},
+            "classifier",
+            "Train a classifier on labelled texts, one or several labels each.",
         ),
         Stage(
             "collect",
@@ -145,6 +160,41 @@ STAGES: Mapping[str, Stage] = {
             {"model": "model", "feedback": "feedback"},
             "model",
             "Align to preferences directly, without a reward model or sampling.",
+        ),
+        Stage(
+            "ipo",
+            _OBJECTIVES + "ipo",
+            {"model": "model", "feedback": "feedback"},
+            "model",
+            "As DPO, with a target for the lead: for labels that are always the same.",
+        ),
+        Stage(
+            "apo",
+            _OBJECTIVES + "apo",
+            {"model": "model", "feedback": "feedback"},
+            "model",
+            "As DPO, with an anchor: preferred answers rise, the others fall.",
+        ),
+        Stage(
+            "simpo",
+            _OBJECTIVES + "simpo",
+            {"model": "model", "feedback": "feedback"},
+            "model",
+            "As DPO, per token and without a reference.",
+        ),
+        Stage(
+            "orpo",
+            _OBJECTIVES + "orpo",
+            {"model": "model", "feedback": "feedback"},
+            "model",
+            "Fine-tune on preferred answers and align in one, from a base model.",
+        ),
+        Stage(
+            "kto",
+            _OBJECTIVES + "kto",
+            {"model": "model", "feedback": "feedback"},
+            "model",
+            "Align to thumbs up and down on single answers.",
         ),
         Stage(
             "ppo",

@@ -72,6 +72,52 @@ def test_the_worked_examples_in_messages_work(tmp_path):
     assert report["dropped"].get("duplicate", 0) + report["rankings"] == len(rows)
 
 
+LABELLED = {
+    "prompt and completion": {"prompt": "Hi", "completion": GOOD, "label": True},
+    "messages both": {"prompt": ASK, "completion": said(GOOD), "label": True},
+    "a number": {"prompt": "Hi", "completion": GOOD, "label": 1},
+    "conversation": {"completion": ASK + said(GOOD), "label": True},
+    "messages": {"messages": ASK + said(GOOD), "label": True},
+    "kto_tag": {"messages": ASK + said(GOOD), "kto_tag": True},
+    "kto_tag sharegpt": {
+        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": GOOD}],
+        "kto_tag": True,
+    },
+    "kto_tag alpaca": {"instruction": "Hi", "input": "", "output": GOOD, "kto_tag": True},
+    "own": {"prompt": "Hi", "answers": [GOOD], "ranks": [1], "labels": [True]},
+    "own, no ranks": {"prompt": "Hi", "answers": [GOOD], "labels": [True]},
+}
+
+
+@pytest.mark.parametrize("shape", LABELLED)
+def test_a_single_answer_with_a_label(tmp_path, shape):
+    report, (record,) = run(tmp_path, LABELLED[shape], annotator="ann")
+    assert (record.prompt, record.answers, record.labels) == (ASK, [GOOD], [True])
+    assert (record.ranks, pairs(record), record.annotator) == ([1], [], "ann")
+    assert (report["pairs"], report["labels"]) == (0, {"desirable": 1})
+
+
+def test_opposite_labels_of_one_answer_are_two_judgements(tmp_path):
+    row = {"prompt": "Hi", "completion": GOOD, "label": True}
+    report, records = run(tmp_path, row, row, {**row, "label": False})
+    assert [record.labels for record in records] == [[True], [False]]
+    assert report["dropped"] == {"duplicate": 1}
+
+
+def test_labels_of_several_answers_rank_them(tmp_path):
+    row = {"prompt": "Hi", "answers": ["a", "b", "c"], "labels": [False, None, True]}
+    _, (record,) = run(tmp_path, row)
+    assert record.ranks == [3, 2, 1]
+    assert record.labels == [False, None, True]
+
+
+def test_margins_and_weights_of_pairs_are_kept(tmp_path):
+    row = {"prompt": "Hi", "chosen": GOOD, "rejected": BAD}
+    _, records = run(tmp_path, {**row, "margin": 2, "weight": 0.5}, {**row, "prompt": "Ho"})
+    assert [(r.margin, r.weight) for r in records] == [(2.0, 0.5), (None, 1.0)]
+    assert "margin" not in records[1].to_json()  # bytes of other rows stay what they were
+
+
 def test_rankings_keep_ties_flags_and_annotators(tmp_path):
     row = {"prompt": "Hi", "answers": ["a", "b", "c"], "ranks": [10, 30, 10]}
     report, records = run(
@@ -124,6 +170,12 @@ def test_what_states_no_preference_is_counted(tmp_path):
         ({"prompt": ASK + said("Hi"), "chosen": "a", "rejected": "b"}, "must be a user's"),
         ({"prompt": "Hi", "answers": ["a", "b"], "ratings": ["x", 1]}, "a list of numbers"),
         ({"prompt": "Hi", "answers": ["a", "b"], "ranks": [1]}, "2 answers need 2 ranks, found 1"),
+        ({"prompt": "Hi", "answers": ["a"], "ranks": [1]}, "or a label, for example"),
+        ({"prompt": "Hi", "completion": "a", "label": "good"}, "label is true .* found 'good'"),
+        ({"messages": ASK + said("a"), "kto_tag": None}, "kto_tag is true .* found None"),
+        ({"prompt": "Hi", "answers": ["a"], "labels": ["up"]}, "a label is true, false or null"),
+        ({**PAIRS["explicit text"], "margin": -1}, "margin -1 must be a number >= 0"),
+        ({**PAIRS["explicit text"], "weight": 0}, "weight 0 must be a number > 0"),
     ],
 )
 def test_a_wrong_row_is_named(tmp_path, row, message):
@@ -164,3 +216,12 @@ def test_real_files_of_other_shapes(tmp_path):
     )
     assert report["shapes"] == {"alpaca pair": 1100, "sharegpt pair": 300}
     assert report["rankings"] + sum(report["dropped"].values()) == 1400
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")
+def test_a_real_file_of_labels(tmp_path):
+    report, records = run_files(tmp_path, DATA / "llamafactory_demo" / "kto_en_demo.json")
+    assert report["shapes"] == {"label messages": 300}
+    assert report["rankings"] + sum(report["dropped"].values()) == 300
+    assert report["labels"] == {"desirable": 150, "undesirable": 150}
+    assert all(len(record.answers) == 1 for record in records)

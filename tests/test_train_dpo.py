@@ -5,35 +5,30 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit, log_softmax
-from train_tiny import context, feedback_artefact, model_artefact, same_bytes, tiny_model
+from scipy.special import expit
+from torch.nn.functional import logsigmoid
+from train_tiny import (
+    context,
+    feedback_artefact,
+    model_artefact,
+    plain_logp,
+    ranked_trees,
+    same_bytes,
+    tiny_model,
+)
 
 from rung.errors import DataError
-from rung.feedback.schema import Ranking
+from rung.model.forward import segment_sums, target_logps
 from rung.model.load import load_model
-from rung.tokens.forest import group
 from rung.train.objectives import dpo
-from rung.train.objectives.dpo import Config, DPOObjective, chosen_nll, dpo_loss, make_pairs
+from rung.train.objectives.dpo import Config, DPOObjective
+from rung.train.pairs import chosen_nll, make_pairs
+from rung.train.preference import Answers
+from rung.train.preference_stage import run_preference
 from rung.train.ranked import EpochOrder, RankedTree, cut_by_tokens, microbatches
 from rung.train.reference import answer_logps_of, cached_logps
 
 CONFIG = Config(precision="fp32", beta=0.3)
-
-
-def _trees(num: int = 4, *, seed: int = 0) -> list[RankedTree]:
-    draw = np.random.default_rng(seed)
-    record = Ranking("x", [], [], [], [], [])
-    return [
-        RankedTree(
-            group(
-                draw.integers(0, 32, size=draw.integers(1, 6)),
-                [draw.integers(0, 32, size=draw.integers(1, 5)) for _ in range(3)],
-            ),
-            np.array([[1, 2, 3], [2, 1, 1], [3, 3, 1]][index % 3]),
-            record,
-        )
-        for index in range(num)
-    ]
 
 
 def _logps(model, trees, config=CONFIG, microbatch_tokens=64):
@@ -45,20 +40,8 @@ def _batch(trees, max_tokens=10_000):
     return batch
 
 
-def test_loss_by_hand() -> None:
-    # -log sigmoid(0.4) = ln(1 + e^-0.4); smoothed: 0.9 of it and 0.1 of ln(1 + e^0.4)
-    plain, swapped = math.log1p(math.exp(-0.4)), math.log1p(math.exp(0.4))
-    assert float(dpo_loss(torch.tensor(0.4))) == pytest.approx(plain)
-    smooth = float(dpo_loss(torch.tensor(0.4), label_smoothing=0.1))
-    assert smooth == pytest.approx(0.9 * plain + 0.1 * swapped)
-
-
-def test_loss_stays_finite_far_out() -> None:
-    assert dpo_loss(torch.tensor([-2000.0, 2000.0])).tolist() == [2000.0, 0.0]
-
-
 def test_pairs_of_a_ranking_with_ties() -> None:
-    tree = _trees()[1]  # ranks 2 1 1
+    tree = ranked_trees()[1]  # ranks 2 1 1
     assert make_pairs(tree, "all").tolist() == [[1, 0], [2, 0]]
     assert make_pairs(tree, "best_worst").tolist() == [[1, 0]]
     flat = RankedTree(tree.tree, np.array([1, 1, 1]), tree.record)
@@ -67,7 +50,7 @@ def test_pairs_of_a_ranking_with_ties() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_first_loss_is_ln_2_and_every_reward_is_zero(smoothing) -> None:
-    model, trees = tiny_model(), _trees()
+    model, trees = tiny_model(), ranked_trees()
     config = CONFIG.model_copy(update={"label_smoothing": smoothing})
     part = DPOObjective(model, trees, _logps(model, trees), config).loss(_batch(trees))
     assert part.count == 3 + 2 + 2 + 3
@@ -76,27 +59,16 @@ def test_first_loss_is_ln_2_and_every_reward_is_zero(smoothing) -> None:
         assert part.metrics[name][0] == pytest.approx(0, abs=1e-4)
 
 
-@torch.no_grad()
-def _plain_logp(model, prompt, answer) -> float:
-    """Log-probability of one answer, alone, through transformers' own attention and logits."""
-    ids = np.concatenate([prompt, answer])
-    model.config._attn_implementation = "eager"
-    logits = model(torch.from_numpy(ids)[None]).logits[0].double().numpy()
-    model.config._attn_implementation = "rung_forest"
-    table = log_softmax(logits, axis=-1)
-    return float(sum(table[i - 1, ids[i]] for i in range(len(prompt), len(ids))))
-
-
 def test_loss_and_metrics_equal_plain_numpy_over_separate_sequences() -> None:
-    policy, reference, trees = tiny_model(seed=1), tiny_model(seed=2), _trees()
+    policy, reference, trees = tiny_model(seed=1), tiny_model(seed=2), ranked_trees()
     config = CONFIG.model_copy(update={"nll_weight": 0.5})
     objective = DPOObjective(policy, trees, _logps(reference, trees), config)
     part = objective.loss(_batch(trees))
     losses, right, margins = [], 0, []
     for tree in trees:
         prompt, *answers = [segment.ids for segment in tree.tree]
-        pi = np.array([_plain_logp(policy, prompt, a) for a in answers])
-        ref = np.array([_plain_logp(reference, prompt, a) for a in answers])
+        pi = np.array([plain_logp(policy, prompt, a) for a in answers])
+        ref = np.array([plain_logp(reference, prompt, a) for a in answers])
         for w in range(3):
             for l in range(3):
                 if tree.ranks[w] < tree.ranks[l]:
@@ -111,7 +83,7 @@ def test_loss_and_metrics_equal_plain_numpy_over_separate_sequences() -> None:
 
 
 def test_gradient_of_microbatches_is_that_of_the_whole() -> None:
-    policy, trees = tiny_model(seed=1), _trees(6)
+    policy, trees = tiny_model(seed=1), ranked_trees(6)
     objective = DPOObjective(policy, trees, _logps(tiny_model(seed=2), trees), CONFIG)
 
     def gradient(max_tokens):
@@ -127,7 +99,7 @@ def test_gradient_of_microbatches_is_that_of_the_whole() -> None:
 
 
 def test_a_step_down_the_gradient_widens_the_margin() -> None:
-    policy, trees = tiny_model(), _trees()
+    policy, trees = tiny_model(), ranked_trees()
     objective = DPOObjective(policy, trees, _logps(policy, trees), CONFIG)
     batch = _batch(trees)
     objective.loss(batch).loss.backward()
@@ -138,14 +110,42 @@ def test_a_step_down_the_gradient_widens_the_margin() -> None:
 
 
 def test_chosen_nll_is_per_token() -> None:
-    value = chosen_nll(
-        torch.tensor([-6.0, -1.0]), torch.tensor([3, 1]), torch.tensor([[0, 1], [1, 0]])
+    answers = Answers(torch.tensor([-6.0, -1.0]), torch.zeros(2), torch.tensor([3, 1]))
+    assert chosen_nll(answers, torch.tensor([[0, 1], [1, 0]])).tolist() == [2.0, 1.0]
+
+
+def test_the_gradient_is_the_plain_formula_bit_by_bit() -> None:
+    """What DPO was before its parts could be exchanged: equal configs keep their artefacts."""
+    model, trees, config = (
+        tiny_model(seed=1),
+        ranked_trees(),
+        CONFIG.model_copy(update={"nll_weight": 1}),
     )
-    assert value.tolist() == [2.0, 1.0]
+    reference = _logps(tiny_model(seed=2), trees)
+    objective, batch = DPOObjective(model, trees, reference, config), _batch(trees)
+
+    def gradient(loss):
+        model.zero_grad()
+        loss.backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    new = gradient(objective.loss(batch).loss)
+    per_token, _ = target_logps(model, batch.forest)
+    logps = segment_sums(per_token, batch.forest)[torch.from_numpy(batch.forest.host.answers)]
+    cuts = np.cumsum([0, *(len(tree.ranks) for tree in trees)])[:-1]
+    found = [make_pairs(tree, "all") + cut for tree, cut in zip(trees, cuts, strict=True)]
+    pairs = torch.from_numpy(np.concatenate(found))
+    lengths = torch.from_numpy(np.concatenate([tree.lengths for tree in trees]))
+    rewards = config.beta * (logps - torch.from_numpy(np.concatenate(reference)))
+    margins = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
+    losses = -(1 - 0.0) * logsigmoid(margins) - 0.0 * logsigmoid(-margins)
+    losses = losses + 1.0 * -(logps / lengths).index_select(0, pairs[:, 0])
+    old = gradient(losses.sum())
+    assert all(torch.equal(a, b) for a, b in zip(new, old, strict=True))
 
 
 def test_cached_reference_is_read_back_and_keyed(tmp_path) -> None:
-    trees = _trees()
+    trees = ranked_trees()
     options = {"config": CONFIG, "microbatch_tokens": 64, "folder": tmp_path}
     first = cached_logps(tiny_model(seed=1), trees, identity={"model": "a"}, **options)
     again = cached_logps(tiny_model(seed=2), trees, identity={"model": "a"}, **options)
@@ -160,7 +160,7 @@ def test_every_sample_once_an_epoch_and_none_lost_in_cuts() -> None:
     epochs = [np.concatenate([order.at(3 * e + k) for k in range(3)]) for e in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
-    trees = [tree.tree for tree in _trees(9)]
+    trees = [tree.tree for tree in ranked_trees(9)]
     runs = cut_by_tokens(trees, 30)
     assert [i for run in runs for i in run] == list(range(9))
     sizes = [sum(len(s.ids) for s in tree) for tree in trees]
@@ -198,19 +198,14 @@ def _run_until_checkpoint(where, config) -> None:
     class Killed(BaseException):
         pass
 
-    original = dpo.DPOObjective.updates
+    class Mortal(DPOObjective):
+        def updates(self, iteration):
+            if any((where.run / "checkpoints").glob("*")):
+                raise Killed
+            return super().updates(iteration)
 
-    def updates(self, iteration):
-        if any((where.run / "checkpoints").glob("*")):
-            raise Killed
-        return original(self, iteration)
-
-    dpo.DPOObjective.updates = updates
-    try:
-        with pytest.raises(Killed):
-            dpo.run(where, config)
-    finally:
-        dpo.DPOObjective.updates = original
+    with pytest.raises(Killed):
+        run_preference(where, config, Mortal)
 
 
 def test_feedback_of_ties_alone_is_refused(tmp_path) -> None:

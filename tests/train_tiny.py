@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import log_softmax
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from rung.feedback.schema import Ranking
 from rung.model.attention import register
 from rung.model.load import save_model
 from rung.store.artefact import Artefact, FileEntry
 from rung.store.context import StageContext
 from rung.tokens.bpe import train_bpe, write_tokenizer
+from rung.tokens.forest import group
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
+from rung.train.ranked import RankedTree
 
 
 class Quiet:
@@ -52,6 +56,34 @@ def tiny_model(vocab: int = 32, *, width: int = 16, seed: int = 0) -> PreTrained
             if parameter.ndim >= 2:
                 parameter.mul_(3)  # far from uniform, so that a wrong sign shows
     return model
+
+
+@torch.no_grad()
+def plain_logp(model, prompt, answer) -> float:
+    """Log-probability of one answer, alone, through transformers' own attention and logits."""
+    ids = np.concatenate([prompt, answer])
+    model.config._attn_implementation = "eager"
+    logits = model(torch.from_numpy(ids)[None]).logits[0].double().numpy()
+    model.config._attn_implementation = "rung_forest"
+    table = log_softmax(logits, axis=-1)
+    return float(sum(table[i - 1, ids[i]] for i in range(len(prompt), len(ids))))
+
+
+def ranked_trees(num: int = 4, *, seed: int = 0) -> list[RankedTree]:
+    """Random prompts of three random answers; ranks with ties."""
+    draw = np.random.default_rng(seed)
+    record = Ranking("x", [], [], [], [], [])
+    return [
+        RankedTree(
+            group(
+                draw.integers(0, 32, size=draw.integers(1, 6)),
+                [draw.integers(0, 32, size=draw.integers(1, 5)) for _ in range(3)],
+            ),
+            np.array([[1, 2, 3], [2, 1, 1], [3, 3, 1]][index % 3]),
+            record,
+        )
+        for index in range(num)
+    ]
 
 
 def tiny_tokenizer(folder: Path) -> Tokenizer:
@@ -104,6 +136,23 @@ def feedback_artefact(folder: Path, *, num: int, seed: int = 0) -> Artefact:
         lines.append(json.dumps(row))
     (folder / "rankings.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "report.json").write_text("{}")
+    return artefact(folder, "feedback")
+
+
+def labelled_artefact(folder: Path, *, num: int) -> Artefact:
+    """Single answers: thumbs up where it is "good answer", down where it is "bad answer"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "id": f"l{index}",
+            "prompt": [{"role": "user", "content": f"what is {index}?"}],
+            "answers": ["good answer" if index % 2 else "bad answer"],
+            "ranks": [1],
+            "labels": [bool(index % 2)],
+        }
+        for index in range(num)
+    ]
+    (folder / "rankings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return artefact(folder, "feedback")
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from rung.store.artefact import Artefact
 
-ALIGNED = ("dpo", "ppo", "grpo")
-"""Stages that start from a fine-tuned model and are judged by a win rate against it."""
+PREFERRED = ("dpo", "ipo", "apo", "simpo", "orpo", "kto")
+"""Stages that learn from judged answers directly."""
+ALIGNED = (*PREFERRED, "ppo", "grpo")
+"""Stages that are judged by a win rate against the model they start from."""
 
 
 class Evaluation:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rung.evals import charts
+from rung.evals import charts, label_section
 from rung.evals.charts import Chart
 from rung.evals.cost import cost_of, count_parameters
 from rung.evals.ladder import Ladder
@@ -45,15 +45,21 @@ def build_section(ladder: Ladder, name: str, artefact: Artefact, steps: Sequence
     words = words_of(artefact.stage)
     section = Section(name, words.title, words.lesson, artefact.short_id)
     section.facts = _facts(ladder, artefact, steps)
-    if artefact.kind in ("corpus", "tokenizer", "dataset", "feedback"):
+    if artefact.kind in ("corpus", "tokenizer", "dataset", "labels", "feedback"):
         _add_report(section, artefact)
     if artefact.stage in ("collect", "feedback"):
         section.warnings.append(_who_judged(artefact))
+    if artefact.kind == "classifier":
+        record = label_section.read_record(artefact)
+        section.facts += label_section.classifier_facts(record)
+        section.charts += label_section.classifier_charts(record)
+        section.tables.append(label_section.label_table(record))
     curve = charts.loss_chart(steps)
     if curve:
         section.charts.append(curve)
     if artefact.kind == "reward-model":
         _add_calibration(section, artefact)
+    _add_preference(section, artefact)
     _add_policy(section, artefact, steps)
     return section
 
@@ -131,10 +137,28 @@ def _add_calibration(section: Section, artefact: Artefact) -> None:
         section.warnings.append("Learned from the rankings of a SIMULATED annotator.")
 
 
+def _add_preference(section: Section, artefact: Artefact) -> None:
+    """How a policy orders judged answers that it never saw, where its stage measured that."""
+    found = artefact.notes.get("figures") or {}
+    ends = ("", "_low", "_high")
+    value, low, high = (found.get(f"heldout/rewards/accuracies{end}") for end in ends)
+    if value is not None and low is not None:
+        right = {"value": value, "low": low, "high": high, "n": found.get("heldout/num_pairs")}
+        section.facts.append(("held-out pairs ordered rightly", estimate(right, as_percent=True)))
+
+
 _CURVES = (
     (
         "Preference accuracy",
         {"rewards/accuracies": "pairs ordered rightly", "accuracy": "pairs ordered rightly"},
+    ),
+    (
+        "Validation texts during training",
+        {
+            "validation_loss": "loss",
+            "validation_accuracy": "share right",
+            "train_accuracy": "share right of training texts",
+        },
     ),
     ("Distance from the model before", {"objective/kl": "KL, nats per answer"}),
     (

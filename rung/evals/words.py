@@ -57,6 +57,22 @@ WORDS = {
         "Conversations from files, checked row by row and split into a part to train on and a part "
         "to measure on.",
     ),
+    "labels": Words(
+        "Labels",
+        "Bring your own labelled texts into one form",
+        "Texts with one label or several, from tables, folders or files. The same text counts "
+        "once, so that none lies on both sides; a text with two different labels is left out and "
+        "counted. A share is held out: the figures of a classifier come from it alone.",
+    ),
+    "classify": Words(
+        "Classify",
+        "Learn to give a text its label, and how sure to be",
+        "A small layer reads what the model makes of a text and gives each label a probability. "
+        "Accuracy is the share of held-out texts labelled rightly; macro F1 counts every label the "
+        "same, however rare. In the confusion matrix a row is a true label, and what lies off "
+        "the diagonal are mistakes. Calibrated means that of the answers given with 80 % "
+        "confidence about 80 % are right.",
+    ),
     "sft": Words(
         "Fine-tune",
         "Turn a text continuer into something that answers and stops",
@@ -90,6 +106,36 @@ WORDS = {
         "Direct preference optimisation raises the probability of preferred answers against the "
         "others, relative to the model before. No reward model and no sampling: cheap and steady, "
         "but limited to the answers that were collected.",
+    ),
+    "ipo": Words(
+        "IPO",
+        "Prefer the better answers by a lead of a stated size",
+        "As DPO, with a squared loss around a target. Where the same answer always wins, DPO pulls "
+        "for ever; this stops at the target.",
+    ),
+    "apo": Words(
+        "APO",
+        "Make the better answers more likely and the others less",
+        "As DPO, but each answer is compared with the model before, not only with the other "
+        "answer: a preferred answer must not become less likely than it was.",
+    ),
+    "simpo": Words(
+        "SimPO",
+        "Prefer the better answers by what the model itself finds likely",
+        "As DPO, with the probability per token as the score and a lead that must be kept. No "
+        "model before is asked, so it is cheaper; nothing holds the policy back either.",
+    ),
+    "orpo": Words(
+        "ORPO",
+        "Learn to answer and which answers are better at once",
+        "Fine-tuning on preferred answers, with a term that makes them more likely than the "
+        "others. One stage for two, from a model that only continues text.",
+    ),
+    "kto": Words(
+        "KTO",
+        "Learn from thumbs up and down",
+        "Each answer by itself is desirable or not, so nobody has to compare two. What counts is "
+        "whether an answer became more likely than answers in general did.",
     ),
     "ppo": Words(
         "PPO",

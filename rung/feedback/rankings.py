@@ -60,6 +60,17 @@ def pairs(record: Ranking) -> list[tuple[int, int]]:
     ]
 
 
+def comparisons(records: Sequence[Ranking]) -> list[Ranking]:
+    """Those with two answers or more; a single answer that was labelled orders nothing."""
+    found = [record for record in records if len(record.answers) > 1]
+    if not found:
+        raise DataError(
+            f"all {len(records)} judgements are of single answers, which order nothing; train on "
+            "them with `rung kto`, or collect rankings"
+        )
+    return found
+
+
 def ties(record: Ranking) -> list[tuple[int, int]]:
     """Pairs of answer indices with equal rank, in index order."""
     ranks = record.ranks
@@ -71,7 +82,10 @@ def ties(record: Ranking) -> list[tuple[int, int]]:
 def count_rankings(records: Sequence[Ranking]) -> dict[str, Any]:
     """Counts of a set of rankings for the report: sizes, ties, flags, annotators by kind."""
     flags = Counter(flag for r in records for of_answer in r.flags for flag in of_answer)
-    return {
+    labels = Counter(
+        _LABELS[label] for r in records for label in r.labels or () if label is not None
+    )
+    counts = {
         "rankings": len(records),
         "prompts": len({prompt_key(record) for record in records}),
         "answers": sum(len(record.answers) for record in records),
@@ -82,3 +96,7 @@ def count_rankings(records: Sequence[Ranking]) -> dict[str, Any]:
         "kinds": dict(sorted(Counter(record.kind for record in records).items())),
         "per_num_answers": dict(sorted(Counter(str(len(r.answers)) for r in records).items())),
     }
+    return counts | ({"labels": dict(sorted(labels.items()))} if labels else {})
+
+
+_LABELS = {True: "desirable", False: "undesirable"}

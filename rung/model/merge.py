@@ -60,6 +60,7 @@ def _over(model: PreTrainedModel, folder: Path) -> Iterator[Any]:
         require_four_bit(model.device)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
             # a tensor that is missing, or that the base has no place for, is only warned of
             warnings.filterwarnings("error", message=".*adapter keys.*")
             wrapped = PeftModel.from_pretrained(

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rung.errors import DataError
-from rung.feedback.rankings import load_rankings, split_by_prompt
+from rung.feedback.rankings import comparisons, load_rankings, split_by_prompt
 from rung.model.adapters import drop_inputs
 from rung.model.heads import RewardModel, save_reward_model
 from rung.model.load import context_length
@@ -56,7 +56,9 @@ class Config(TrainConfig):
     rankings_per_update: int = Field(16, ge=1, description="prompts in one optimizer update")
     microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     heldout_fraction: float = Field(0.15, gt=0, lt=1, description="share of prompts held out")
-    margin: float = Field(0.0, ge=0, description="lead a winner must have, in score units")
+    margin: float = Field(
+        0.0, ge=0, description="lead a winner must have, in score units, beside that of its row"
+    )
     centring: float = Field(0.01, ge=0, description="weight that pulls scores to mean 0 per prompt")
     backbone: Literal["trained", "frozen"] = Field(
         "trained", description="frozen: only the head learns, which wants more epochs"
@@ -74,19 +76,25 @@ class Config(TrainConfig):
 
 
 def ranking_nll(
-    scores: Tensor, ranks: Tensor, ranking: Tensor, *, margin: float = 0.0
-) -> tuple[Tensor, int]:
+    scores: Tensor,
+    ranks: Tensor,
+    ranking: Tensor,
+    *,
+    margin: float | Tensor = 0.0,
+    weights: float | Tensor = 1.0,
+) -> tuple[Tensor, float]:
     """(sum of stage losses, number of stages) of Plackett-Luce with ties.
 
     scores float [A], ranks [A] (lower is better), ranking [A]: which ranking an answer is of.
+    margin: one, or one per winner [A, 1]. weights: how much a stage counts, one or [A].
     """
     same = ranking[:, None] == ranking[None, :]
     beaten = same & (ranks[None, :] > ranks[:, None])  # 1 = answer i beats answer j
     runs = beaten | torch.eye(len(ranks), dtype=torch.bool, device=ranks.device)
     field = (scores[None, :] + margin * beaten.to(scores.dtype)).masked_fill(~runs, -torch.inf)
     contested = beaten.any(1)
-    losses = torch.logsumexp(field, dim=1) - scores
-    return losses[contested].sum(), int(contested.sum())
+    losses = (torch.logsumexp(field, dim=1) - scores) * weights
+    return losses[contested].sum(), float((contested * weights).sum())
 
 
 def centring_penalty(scores: Tensor, ranks: Tensor, ranking: Tensor) -> Tensor:
@@ -173,7 +181,16 @@ def ranking_loss(
     scores: Tensor, batch: RankedForest | EvidenceBatch, config: Config, *, tokens: int
 ) -> LossSums:
     """Plackett-Luce with centring, and how the scores order the pairs of the batch."""
-    loss, count = ranking_nll(scores, batch.ranks, batch.ranking, margin=config.margin)
+    records = [tree.record for tree in batch.trees]
+    sizes = [len(tree.ranks) for tree in batch.trees]
+    margins = _repeat([record.margin or 0.0 for record in records], sizes, scores)
+    loss, count = ranking_nll(
+        scores,
+        batch.ranks,
+        batch.ranking,
+        margin=config.margin + margins[:, None],
+        weights=_repeat([record.weight for record in records], sizes, scores),
+    )
     if config.centring:
         loss = loss + config.centring * centring_penalty(scores, batch.ranks, batch.ranking)
     values = scores.detach()
@@ -188,6 +205,11 @@ def ranking_loss(
             "mean_reward": (float(values.sum()), len(values)),
         },
     )
+
+
+def _repeat(values: Sequence[float], sizes: Sequence[int], like: Tensor) -> Tensor:
+    """What is known of each ranking, for each of its answers [A]."""
+    return torch.from_numpy(np.repeat(np.array(values, np.float32), sizes)).to(like.device)
 
 
 def _cuts(trees: Sequence[RankedTree]) -> np.ndarray:
@@ -258,7 +280,7 @@ def run(context: StageContext, config: Config) -> Notes:
     device = pick_device(config.device)
     tokenizer = load_tokenizer(source.path)
     backbone = start_model(source.path, config)
-    records = load_rankings(context.input("feedback").path)
+    records = comparisons(load_rankings(context.input("feedback").path))
     train_records, heldout_records = split_by_prompt(
         records, heldout_fraction=config.heldout_fraction, seed=config.seed
     )
