@@ -119,7 +119,7 @@ def _ask(model: PreTrainedModel, tokenizer: Tokenizer) -> _Asked:
         out = hidden @ head.weight.T
         out = (out if head.bias is None else out + head.bias).float() * head.scale
         logits.append(torch.tanh(out / head.softcap) * head.softcap if head.softcap else out)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager")
     return _Asked(prompts, logits, [_greedy(model, ids) for ids in prompts], len(chats))
 
 
