@@ -69,7 +69,7 @@ def test_real_pairs_judged_by_three_people_each():
     found = survey([str(DATA / "pandalm")])
     assert found.counts.shapes == {"annotated pair": 499}
     # 496 rows with three verdicts each and 3 whose answer is no text
-    assert found.dropped["duplicate"] == 45  # 15 rows, counted by hand
+    assert found.dropped["duplicate"] == 45  # an independent count says the same
     assert found.samples == 3 * 496 + 3
     assert found.dropped["answer_is_no_text"] == 3
     assert found.kept + found.dropped.total() == found.samples
