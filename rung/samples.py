@@ -72,7 +72,7 @@ class Sample:
     """What a stage would make of a row, or of a part of it. drop: why it would not use it, or "".
 
     messages: with answers that are trained on. answers: of a judged prompt, trained on each by
-    itself. text: of a document or a labelled text.
+    itself. text: of a document or a labelled text. verdict: what was said of the answers, by whom.
     """
 
     kind: Kind
@@ -81,11 +81,12 @@ class Sample:
     messages: Sequence[Message] = ()
     answers: Sequence[str] = ()
     text: str | None = None
+    verdict: object = None
 
     @property
     def key(self) -> str:
         """Equal for samples of equal content."""
-        return canonical_json([self.kind, self.messages, self.answers, self.text])
+        return canonical_json([self.kind, self.messages, self.answers, self.text, self.verdict])
 
 
 @dataclass
@@ -119,13 +120,15 @@ def _samples(shape: Shape, row: Row, counts: Counts, *, where: str) -> Iterator[
         for judged in judgements:
             # one solution alone is no preference yet; the stage ranks those of a prompt
             drop = "" if shape.name == "stepwise" else why_judgement_dropped(judged)
-            yield Sample("preference", where, drop, judged.prompt, judged.answers)
+            said = (judged.ranks, judged.flags, judged.ratings, judged.annotator)
+            yield Sample("preference", where, drop, judged.prompt, judged.answers, verdict=said)
         if not judgements:
             yield Sample("preference", where, "no_ranked_replies")
     elif shape in UNPAIRED:
         prompt, answer = shape.read({**row, "where": where})
         drop = why_conversation_dropped([*prompt, assistant(answer)])
-        yield Sample("unpaired", where, drop, prompt, [answer])
+        verdict = row.get("label", row.get("kto_tag"))
+        yield Sample("unpaired", where, drop, prompt, [answer], verdict=verdict)
     elif shape is LABELLED or shape is TEXT:
         yield _of_text(shape, row, counts, where=where)
     else:

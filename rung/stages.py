@@ -110,6 +110,7 @@ STAGES: Mapping[str, Stage] = {
             {},
             "dataset",
             "Import conversations or prompt/completion files of your own.",
+            version=2,  # rows are called by their source, no longer all "conversation"
         ),
         Stage(
             "labels",

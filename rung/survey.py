@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rung.samples import STAGE_OF, Counts, Sample, read_samples
@@ -44,10 +44,7 @@ class Survey:
         return {
             **{name: getattr(self, name) for name in ("files", "samples", "kept", "shortened")},
             "context": self.context,
-            **{
-                key: dict(v) if isinstance(v, Counter) else v
-                for key, v in asdict(self.counts).items()
-            },
+            **{key: _plain(value) for key, value in vars(self.counts).items()},
             "kinds": dict(self.kinds),
             "stages": self.stages(),
             "dropped": dict(self.dropped),
@@ -56,6 +53,10 @@ class Survey:
             "example": [piece._asdict() for piece in self.example],
             "example_at": self.example_at,
         }
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Counter) else value
 
 
 def survey(

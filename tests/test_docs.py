@@ -12,6 +12,7 @@ import typer.main
 
 from rung.cli import app
 from rung.config import Config
+from rung.evals.ladder import PREFERRED
 from rung.feedback.shapes import SHAPES as FEEDBACK_SHAPES
 from rung.model.shape import SIZES, ModelConfig, resolve
 from rung.plan import prepare
@@ -222,7 +223,7 @@ def test_stages_page_has_the_options_with_their_defaults(command):
 
 def test_shared_options_of_the_stages_page_hold_for_every_training_stage():
     rows = table(STAGES_PAGE, "option")
-    for command in ("pretrain", "continue", "sft", "reward", "dpo", "ppo", "grpo"):
+    for command in ("pretrain", "continue", "sft", "reward", *PREFERRED, "ppo", "grpo"):
         for option, default, _ in rows:
             if (command, option) not in {("ppo", "`checkpoints`"), ("grpo", "`checkpoints`")}:
                 value = default_of(STAGES[command].load().Config, option.strip("`"))

@@ -29,6 +29,11 @@ def is_real(item: Item) -> bool:
     return bool(item["exists"])
 
 
+def is_own(item: Item) -> bool:
+    """Of the user's own files: its format is a name of theirs, whatever word it is."""
+    return bool(item["split_group"] == "files")
+
+
 def rate(items: Sequence[Item], key: str) -> dict[str, float | int]:
     """Share of items with a true `key`, with Wilson's interval."""
     return wilson(sum(bool(item[key]) for item in items), len(items)).to_json()
@@ -83,12 +88,18 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
     (false_claim_rate/coined, false_claim_rate/recombined). refusal_rate_on_real:
     answers that deny or refuse a function that exists. passage_rouge_l and closed_book_rouge_l:
     the same measure with and without the documentation in the prompt. reference_bpb: bits per byte
-    of the true answers.
+    of the true answers. exact/chats, rouge_l/chats: of one format of the user's own files, where
+    they have several.
     """
     made_up = [item for item in items if is_made_up(item)]
     real = [item for item in items if is_real(item)]
-    passage = [item for item in items if item["format"] == "passage"]
-    closed = [item for item in items if item["format"] in CLOSED_BOOK and is_real(item)]
+    own = [item for item in items if is_own(item)]
+    passage = [item for item in items if item["format"] == "passage" and not is_own(item)]
+    closed = [
+        item
+        for item in items
+        if item["format"] in CLOSED_BOOK and is_real(item) and not is_own(item)
+    ]
     figures: dict[str, Any] = {
         "n": len(items),
         "stop_rate": rate(items, "stopped"),
@@ -111,6 +122,11 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
         figures["closed_book_rouge_l"] = mean(closed, "rouge_l", seed=seed)
     if bpb := reference_bpb(items, seed=seed):
         figures["reference_bpb"] = bpb
+    formats = sorted({str(item["format"]) for item in own})
+    for name in formats if len(formats) > 1 else ():
+        some = [item for item in own if item["format"] == name]
+        figures[f"exact/{name}"] = rate(some, "exact")
+        figures[f"rouge_l/{name}"] = mean(some, "rouge_l", seed=seed)
     return figures
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 
 from rung.errors import ArtefactError, ResourceError
 from rung.exchange.gguf_header import GGUFHeader, check_whole, read_gguf_header
@@ -167,4 +167,14 @@ def read_gguf_vocabulary(path: Path, header: GGUFHeader) -> Vocabulary:
                 ]
             )
         vocabulary.bpe.model.ignore_merges = kind in IGNORES_MERGES
+    elif header.metadata.get("tokenizer.ggml.model") == "llama" and "gemma" not in (
+        header.architecture
+    ):
+        # As sentencepiece and llama.cpp have it: the space is put before a text that begins with
+        # one, too. transformers' Llama class leaves it out there.
+        steps: list[Any] = [normalizers.Replace(" ", "\u2581")]
+        if header.metadata.get("tokenizer.ggml.add_space_prefix", True):
+            steps.insert(0, normalizers.Prepend("\u2581"))
+        vocabulary.bpe.normalizer = normalizers.Sequence(steps)
+        vocabulary.bpe.pre_tokenizer = None
     return vocabulary

@@ -94,9 +94,14 @@ def run(context: StageContext, config: Config) -> Notes:
     facts = _facts(model, tokenizer, read)
     progress.update(3)
     progress.finish()
-    for line in describe(facts, tokenizer, origin, template_problem(context.out)):
+    problem, padded = template_problem(context.out), "pad_token" in read.vocabulary.named
+    for line in describe(facts, tokenizer, origin, problem, padded=padded):
         progress.say(f"import: {line}")
-    return {"figures": {**facts, "packing_gap": gap}, "counts": {"files": len(record["files"])}}
+    return {
+        "figures": {**facts, "packing_gap": gap},
+        "counts": {"files": len(record["files"])},
+        "hub": bool(source.commit),
+    }
 
 
 def _read_folder(source: Source, config: Config) -> Read:
@@ -177,8 +182,10 @@ def _facts(model: PreTrainedModel, tokenizer: Tokenizer, read: Read) -> dict[str
     }
 
 
-def describe(facts: dict[str, Any], tokenizer: Tokenizer, origin: str, problem: str) -> list[str]:
-    """What a user should know of an imported model, in sentences."""
+def describe(
+    facts: dict[str, Any], tokenizer: Tokenizer, origin: str, problem: str, *, padded: bool
+) -> list[str]:
+    """What a user should know of an imported model, in sentences. padded: it names a pad token."""
 
     def name(token: int) -> str:
         return f"{tokenizer.decode([token], special=True)} ({token})"
@@ -196,7 +203,9 @@ def describe(facts: dict[str, Any], tokenizer: Tokenizer, origin: str, problem: 
         f"a text begins with {name(tokenizer.bos)}; generation stops at "
         + ", ".join(name(i) for i in tokenizer.stop_ids),
     ]
-    if tokenizer.pad in tokenizer.stop_ids:
+    if not padded:
+        lines.append("no pad token, and Rung needs none: nothing is padded")
+    elif tokenizer.pad in tokenizer.stop_ids:
         lines.append(
             f"pad token = end token, {name(tokenizer.pad)}: Rung pads nothing and always trains "
             "the end; programs that hide pad tokens from the loss would unlearn stopping"

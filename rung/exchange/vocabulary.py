@@ -86,6 +86,17 @@ def template_problem(folder: Path) -> str:
     return ""
 
 
+def read_template(folder: Path) -> str:
+    """The chat template of a model folder as Jinja, "" where there is none."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = config.get("chat_template") or ""
+    if isinstance(template, list):
+        template = {one["name"]: one["template"] for one in template}.get("default", "")
+    return str(template)
+
+
 def check_has_tokenizer(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ArtefactError(

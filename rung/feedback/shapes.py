@@ -124,6 +124,9 @@ def _read_annotated(row: Row) -> list[Judged]:
     """PandaLM: two responses, and per annotator which is better, 1 or 2; 0 is a tie."""
     prompt = alpaca_prompt(row)
     check_prompt(prompt, where=row["where"])
+    if any(isinstance(row[key], bool | int | float) for key in ("response1", "response2")):
+        # "True" became true in the published file: what was written is not known any more
+        return [Judged([], [], [], [], drop="answer_is_no_text")]
     answers = [_answer(row, "response1"), _answer(row, "response2")]
     judged = []
     for key in sorted(key for key in row if _ANNOTATOR.fullmatch(key)):

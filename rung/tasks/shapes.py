@@ -111,12 +111,21 @@ def dressed(row: Row, messages: list[Message]) -> list[Message]:
     )
 
 
+def _listed(row: Row, key: str) -> list[Message]:
+    if not isinstance(row[key], list):
+        raise DataError(
+            f"{row['where']}: {key} is {type(row[key]).__name__}, it must be a list of messages; "
+            f"for example {EXAMPLE}"
+        )
+    return dressed(row, normalise(row[key], where=row["where"]))
+
+
 def _read_messages(row: Row) -> list[Message]:
-    return dressed(row, normalise(row["messages"], where=row["where"]))
+    return _listed(row, "messages")
 
 
 def _read_sharegpt(row: Row) -> list[Message]:
-    return dressed(row, normalise(row["conversations"], where=row["where"]))
+    return _listed(row, "conversations")
 
 
 def alpaca_prompt(row: Row) -> list[Message]:

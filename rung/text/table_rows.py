@@ -16,7 +16,7 @@ _ANSWERS = ("answers", "ranks", "ratings", "flags", "completions", "labels")
 _LISTS = frozenset({"messages", "conversations", "history", *_ANSWERS})
 # Cells of these are text, or messages as JSON: text that merely looks like JSON stays text.
 _PAIR = ("chosen", "rejected", "preferred_output", "non_preferred_output")
-_MAYBE = frozenset({"prompt", "completion", "input", *_PAIR})
+_MAYBE = frozenset({"prompt", "completion", "input", "label", *_PAIR})
 _TRUTH = {"true": True, "false": False}
 _CELL_LIMIT = 2**31 - 1  # characters; the module's own limit is 131,072, less than a long document
 
@@ -85,14 +85,17 @@ def _cell(name: str, cell: str, *, where: str) -> Any:
             return load_json(cell)
         except ValueError as error:
             raise DataError(f"{where}: {name} holds no JSON list ({error})") from None
-    return _messages_or_text(cell) if name in _MAYBE and cell.lstrip()[:1] in "[{" else cell
+    looks_like = cell.lstrip().startswith(("[", "{"))
+    return _messages_or_text(name, cell) if name in _MAYBE and looks_like else cell
 
 
-def _messages_or_text(cell: str) -> Any:
+def _messages_or_text(name: str, cell: str) -> Any:
     try:
         value = load_json(cell)
     except (ValueError, RecursionError):
         return cell
+    if name == "label" and isinstance(value, list):  # several labels
+        return value
     first = value[0] if isinstance(value, list) and value else value
     if isinstance(first, dict) and {"role", "from", "messages"} & set(first):
         return value
