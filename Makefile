@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := benchmarks/.peers
 
-.PHONY: quickstart test test-slow lint chromium clean bench-pretrain bench-sft bench-dpo bench-grpo
+.PHONY: quickstart test test-slow lint chromium clean bench-pretrain bench-sft bench-lora bench-dpo \
+  bench-grpo
 
 quickstart: $(VENV)/installed
 	$(BIN)/rung run recipes/quickstart.yaml
@@ -43,7 +44,7 @@ $(PEERS)/installed: benchmarks/peers-requirements.txt
 	$(PEERS)/bin/pip install -q -r benchmarks/peers-requirements.txt
 	touch $@
 
-bench-pretrain bench-sft bench-dpo bench-grpo: $(VENV)/installed $(PEERS)/installed
+bench-pretrain bench-sft bench-lora bench-dpo bench-grpo: $(VENV)/installed $(PEERS)/installed
 	$(BIN)/python benchmarks/compare.py $(@:bench-%=%)
 
 clean:

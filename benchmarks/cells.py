@@ -53,6 +53,12 @@ CELLS: dict[str, tuple[Cell, ...]] = {
         Cell("trl_packing", "peers_trl.py", ("sft", "FOLDER", "--packing")),
         Cell("trl", "peers_trl.py", ("sft", "FOLDER")),
     ),
+    "lora": (
+        Cell(OURS, "ours.py", ("lora", "FOLDER"), peer=False),
+        Cell("trl_packing", "peers_trl.py", ("lora", "FOLDER", "--packing")),
+        Cell("trl", "peers_trl.py", ("lora", "FOLDER")),
+        Cell("rung_full", "ours.py", ("lora", "FOLDER", "--full"), peer=False, extra=True),
+    ),
     "dpo": (
         Cell(OURS, "ours.py", ("dpo", "FOLDER"), peer=False),
         Cell("trl", "peers_trl.py", ("dpo", "FOLDER")),
@@ -66,6 +72,7 @@ CELLS: dict[str, tuple[Cell, ...]] = {
 UNITS = {
     "pretrain": "tokens/s",
     "sft": "tokens/s (pads not counted)",
+    "lora": "tokens/s (pads not counted)",
     "dpo": "pairs/s",
     "grpo": "answers/s",
 }

@@ -1,4 +1,4 @@
-"""Rung beside its peers: `python benchmarks/compare.py pretrain` (or sft, dpo, grpo).
+"""Rung beside its peers: `python benchmarks/compare.py pretrain` (or sft, lora, dpo, grpo).
 
 Each cell is a process of its own. The rounds are interleaved (ours, peer 1, peer 2, ours, ...),
 because a shared machine drifts by more between minutes than most differences are worth: a ratio is
@@ -164,7 +164,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=sorted(CELLS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", choices=sorted(SHAPES), default="10m")
+    parser.add_argument("--size", choices=sorted(SHAPES), help="10m; lora: 135m")
     parser.add_argument("--samples", type=int, default=0, help="a step's; 0: the plan's")
     parser.add_argument("--steps", type=int, default=0, help="measured steps; 0: the plan's")
     parser.add_argument("--cells", default="", help="comma-separated; all that are not extra")
@@ -177,7 +177,9 @@ def main() -> None:
     sys.path.insert(0, str(HERE.parent))
     from rung.model.precision import has_bf16
 
-    kind, shape, plan = options.kind, SHAPES[options.size], PLANS[options.kind]
+    kind, plan = options.kind, PLANS[options.kind]
+    size = options.size or ("135m" if kind == "lora" else "10m")
+    shape = SHAPES[size]
     if not PEERS_PYTHON.exists():
         raise SystemExit(
             f"no peers' environment in {PEERS_PYTHON.parents[1]}; `make bench-{kind}` makes it"
@@ -201,7 +203,7 @@ def main() -> None:
     if kind == "pretrain":
         summary |= gemm_share(results[OURS], shape)
     print_table(kind, summary)
-    facts = {"kind": kind, "size": options.size, "rounds": options.rounds, "unit": UNITS[kind]}
+    facts = {"kind": kind, "size": size, "rounds": options.rounds, "unit": UNITS[kind]}
     precision = "bf16" if bf16 else "fp32"
     print(json.dumps({**summary, **facts, "precision": precision, "machine": machine()}))
 

@@ -47,6 +47,7 @@ from rung.train.optim import TrainConfig
 from rung.train.ranked import RankedTree
 from rung.train.reference import answer_logps_of
 from rung.train.rollout import Prompt
+from rung.train.start import start_model
 
 
 class Silence:
@@ -114,7 +115,9 @@ def run_pretrain(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.N
 def run_sft(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.Namespace) -> None:
     trees = [_conversation(row) for row in read_samples(folder)]
     total = sum(tree_size(tree) for tree in trees)
+    adapter = options.kind == "lora" and not options.full
     config = SFTConfig(
+        adapter="lora" if adapter else "none",
         optimizer="adamw",
         lr=LEARNING_RATE,
         precision=options.precision,
@@ -125,7 +128,7 @@ def run_sft(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.Namesp
     )
     report = ViewReport(len(trees), len(trees), 0, {}, total, total)
     view = ConversationView(trees, list(range(len(trees))), report)
-    objective = SFTObjective(load_model(folder / "model").train(), view, config)
+    objective = SFTObjective(start_model(folder / "model", config).train(), view, config)
     run_watched(objective, config, folder, watch, units=lambda metrics: metrics["tokens"])
 
 
@@ -202,7 +205,7 @@ def run_watched(
         train(objective, config, StageContext({}, {}, run, run, Silence(), {}))
 
 
-RUNS = {"pretrain": run_pretrain, "sft": run_sft, "dpo": run_dpo, "grpo": run_grpo}
+RUNS = {"pretrain": run_pretrain, "sft": run_sft, "lora": run_sft, "dpo": run_dpo, "grpo": run_grpo}
 
 
 def main() -> None:
@@ -212,6 +215,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="fp32")
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--eager", action="store_true", help="do not compile decoder layers")
+    parser.add_argument("--full", action="store_true", help="train all weights, without LoRA")
     options = parser.parse_args()
     plan = read_plan(options.folder)
     watch = Stopwatch(plan.warmup)

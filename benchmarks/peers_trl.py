@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import LoraConfig
 from stopwatch import Stopwatch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from workload import (
+    ALPHA,
     GROUP,
     GRPO_KL,
     GRPO_LEARNING_RATE,
@@ -17,6 +19,7 @@ from workload import (
     MAX_CONVERSATION,
     NEW_TOKENS,
     PAD,
+    RANK,
     Plan,
     read_plan,
     read_samples,
@@ -100,12 +103,20 @@ def run_sft(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.Namesp
         completion_only_loss=True,
         packing=options.packing,
     )
+    lora = LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     trainer = WatchedSFT(
         model=AutoModelForCausalLM.from_pretrained(folder / "model"),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
         callbacks=[Clock(watch)],
+        peft_config=lora if options.kind == "lora" else None,
     )
     trainer.watch = watch
     trainer.train()
@@ -181,7 +192,7 @@ def run_grpo(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.Names
     trainer.train()
 
 
-RUNS = {"sft": run_sft, "dpo": run_dpo, "grpo": run_grpo}
+RUNS = {"sft": run_sft, "lora": run_sft, "dpo": run_dpo, "grpo": run_grpo}
 
 
 def main() -> None:

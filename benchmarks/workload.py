@@ -25,17 +25,20 @@ class Shape:
     layers: int
     inner: int
     vocab: int
+    kv_heads: int | None = None  # None: as many as heads
 
     @property
     def num_matmul_weights(self) -> int:
         """Weights that a token is multiplied with: all layers and the (tied) output layer."""
-        block = 4 * self.width**2 + 3 * self.width * self.inner
+        keys = 2 * self.width * 64 * (self.kv_heads or self.width // 64)
+        block = 2 * self.width**2 + keys + 3 * self.width * self.inner
         return self.layers * block + self.width * self.vocab
 
 
 SHAPES = {
     "4m": Shape(width=256, layers=4, inner=688, vocab=4096),
     "10m": Shape(width=256, layers=8, inner=896, vocab=8192),
+    "135m": Shape(width=576, layers=30, inner=1536, vocab=49152, kv_heads=3),  # SmolLM2-135M's
 }
 
 
@@ -55,6 +58,7 @@ class Plan:
 PLANS = {
     "pretrain": Plan(samples=8, warmup=1, steps=3),
     "sft": Plan(samples=16, warmup=1, steps=4),
+    "lora": Plan(samples=16, warmup=1, steps=3),
     "dpo": Plan(samples=8, warmup=1, steps=4),
     "grpo": Plan(samples=16, warmup=1, steps=2),
 }
@@ -64,6 +68,7 @@ MAX_ANSWER = 512
 GROUP = 8  # samples a prompt in GRPO
 NEW_TOKENS = 64
 LEARNING_RATE = 1e-4
+RANK, ALPHA = 16, 32  # of LoRA, on all linear layers but the head
 GRPO_LEARNING_RATE = 1e-6
 GRPO_KL = 0.02  # weight of the KL to the reference
 
@@ -153,7 +158,12 @@ def _prompts(rng: np.random.Generator, vocab: int, count: int) -> list[dict[str,
     ]
 
 
-_SAMPLES: Mapping[str, Any] = {"sft": _conversations, "dpo": _pairs, "grpo": _prompts}
+_SAMPLES: Mapping[str, Any] = {
+    "sft": _conversations,
+    "lora": _conversations,
+    "dpo": _pairs,
+    "grpo": _prompts,
+}
 
 
 def build_model(folder: Path, shape: Shape, *, seed: int) -> None:
@@ -171,7 +181,7 @@ def build_model(folder: Path, shape: Shape, *, seed: int) -> None:
         intermediate_size=shape.inner,
         num_hidden_layers=shape.layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=shape.kv_heads or heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         pad_token_id=PAD,

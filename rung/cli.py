@@ -2,7 +2,15 @@
 
 import typer
 
-from rung import cli_doctor, cli_run, cli_store, cli_talk
+from rung import (
+    cli_data,
+    cli_doctor,
+    cli_exchange,
+    cli_predict,
+    cli_run,
+    cli_store,
+    cli_talk,
+)
 
 app = typer.Typer(
     name="rung",
@@ -13,7 +21,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for room in (cli_run, cli_talk, cli_store, cli_doctor):
+for room in (
+    cli_run,
+    cli_exchange,
+    cli_talk,
+    cli_predict,
+    cli_store,
+    cli_data,
+    cli_doctor,
+):
     room.register(app)
 
 

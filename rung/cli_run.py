@@ -32,6 +32,8 @@ def register(app: typer.Typer) -> None:
     example = "rung run recipes/quickstart.yaml --set base.seed=1 --dry-run"
     app.command("run", epilog=f"Example: {example}")(guarded(run))
     for stage in STAGES.values():
+        if stage.command == "import":  # has a command of its own, rung/cli_exchange.py
+            continue
         command = guarded(make_stage_command(stage))
         app.command(
             stage.command,
@@ -51,7 +53,7 @@ def run(
         str | None, typer.Option(metavar="ENTRY", help="Only this entry and what it needs.")
     ] = None,
     report: Annotated[
-        bool, typer.Option(help="Write the HTML report when the recipe evaluates something.")
+        bool, typer.Option(help="Write the HTML report when the recipe measures something.")
     ] = True,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -60,7 +62,7 @@ def run(
     from rung.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides=set or [])
-    _go(loaded, store=store, json=json, dry_run=dry_run, until=until, report=report)
+    run_recipe(loaded, store=store, json=json, dry_run=dry_run, until=until, report=report)
 
 
 def make_stage_command(stage: Stage) -> Any:
@@ -77,7 +79,7 @@ def make_stage_command(stage: Stage) -> Any:
             overrides=options["set"] or [],
             inputs=inputs,
         )
-        _go(
+        run_recipe(
             recipe,
             store=options["store"],
             json=options["json"],
@@ -108,7 +110,7 @@ def run_single(
     from rung.recipe import single_stage
 
     recipe = single_stage(stage, name=name, config=None, overrides=[], inputs=inputs)
-    _go(recipe, store=store, json=json, dry_run=False, until=None, report=False)
+    run_recipe(recipe, store=store, json=json, dry_run=False, until=None, report=False)
 
 
 def _stage_options(stage: Stage) -> dict[str, tuple[Any, Any]]:
@@ -152,7 +154,7 @@ def _as_tuple(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _go(
+def run_recipe(
     recipe: "Recipe",
     *,
     store: Path | None,
@@ -161,18 +163,20 @@ def _go(
     until: str | None,
     report: bool,
 ) -> None:
-    from rung.pipeline import run as run_recipe
+    from rung.pipeline import run as run_entries
     from rung.plan import make_plan
     from rung.progress import make_progress, show_seconds
     from rung.store.store import Store
 
     opened = Store(store)
+    for note in recipe.notes:
+        typer.echo(f"note: {note}", err=True)
     if dry_run:
         _print_plan(make_plan(recipe, opened, until=until), json=json)
         return
     stop_on_terminate()
     progress = make_progress(sys.stderr if json else sys.stdout)
-    outcomes = run_recipe(recipe, opened, progress=progress, until=until)
+    outcomes = run_entries(recipe, opened, progress=progress, until=until)
     page = _report(recipe, opened, outcomes, progress=progress, json=json) if report else None
     if json:
         entries = [
@@ -203,7 +207,7 @@ def _report(
     json: bool,
 ) -> Path | None:
     """Write the HTML report when there is something evaluated; its path."""
-    if not any(o.artefact.kind == "evaluation" for o in outcomes):
+    if not any(o.artefact.kind in ("evaluation", "classifier") for o in outcomes):
         return None
     from rung.cli_talk import write_page
 

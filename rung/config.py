@@ -56,7 +56,13 @@ def _fields_at(cls: type[Config], path: list[str]) -> list[str]:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """'; did you mean X?' for the nearest of `known`, else the list of what is known."""
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    close = nearest(word, known)
+    if close is not None:
+        return f"; did you mean {close!r}?"
     return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """What of `known` was probably meant by `word`."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return close[0] if close else None

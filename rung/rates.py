@@ -7,16 +7,19 @@ elsewhere. No GPU was measured, so nothing is said of the time that a model take
 """
 
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from rung.errors import ResourceError
 from rung.model.budget import BudgetConfig, resolve_budget
-from rung.model.memory import memory_estimate
-from rung.model.shape import Shape, resolve
+from rung.model.memory import lora_parameters, memory_estimate
+from rung.model.shape import Shape, read_shape, resolve
 from rung.text.files import files_fingerprint
+from rung.text.sources import find_sources
 
 SHARE_TEXT, SHARE_CHAT, SHARE_RANKED = 0.25, 0.20, 0.12
 """Of the peak of products that training reaches: 10,000 tokens/s of text, 9,000 of conversations
@@ -60,6 +63,19 @@ def _curate(config: Any, parents: Parents) -> Estimate:
     return {"bytes": size, **_data(2 + 1.2e-6 * size, disk=0.5 * size)}
 
 
+def _import(config: Any, parents: Parents) -> Estimate:
+    """Of a folder, whose config.json is read; of other sources nothing is known before."""
+    folder = Path(config.source)
+    try:
+        values = SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+        shape = read_shape(values, context=int(values.max_position_embeddings))
+        model = Model(shape, int(values.vocab_size))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return {"model": model, **_data(4 + 1e-8 * size, disk=size)}
+
+
 def _tokenizer(config: Any, parents: Parents) -> Estimate:
     size = min(_sum(parents, "corpora", "bytes"), config.max_bytes or math.inf)
     return {"vocab": config.vocab_size, **_data(1 + 1e-7 * size, disk=30.0 * config.vocab_size)}
@@ -76,8 +92,30 @@ def _instruct(config: Any, parents: Parents) -> Estimate:
 
 def _files(config: Any, parents: Parents) -> Estimate:
     """Conversations and preferences alike: about four bytes a token."""
-    size = sum(Path(name).stat().st_size for name in config.files)
+    sources = find_sources(config.files)
+    size = sum(path.stat().st_size for source in sources for _, path in source.files)
     return {"tokens": size / 4, **_data(1 + 1e-7 * size, disk=size)}
+
+
+def _labels(config: Any, parents: Parents) -> Estimate:
+    names = [*config.files, *config.heldout_files, *config.lines.values()]
+    paths = [Path(name) for name in names]
+    if config.folder:
+        paths += Path(config.folder).rglob("*")
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    return {"tokens": size / 4, **_data(1 + 1e-6 * size, disk=size)}
+
+
+def _classify(config: Any, parents: Parents) -> Estimate:
+    model = _first(parents, "model", "model")
+    tokens = _first(parents, "labels", "tokens")
+    if model is None or tokens is None:
+        return {}
+    config = config.resolved()
+    # a reading without a gradient is a third of a pass; a head alone costs next to nothing
+    passes = 1 / 3 if config.backbone == "frozen" else config.epochs + 1 / 3
+    flops = model.flops(passes * tokens, length=CONVERSATION)
+    return _trained(config, model, flops=flops, share=SHARE_CHAT, at_once=config.microbatch_tokens)
 
 
 def _pretrain(config: Any, parents: Parents) -> Estimate:
@@ -111,7 +149,8 @@ def _sft(config: Any, parents: Parents) -> Estimate:
     tokens = _first(parents, "dataset", "tokens")
     if model is None or tokens is None:
         return {}
-    flops = model.flops(tokens * config.epochs, length=CONVERSATION)
+    seen = min(tokens * config.epochs, (config.max_steps or math.inf) * config.tokens_per_step)
+    flops = model.flops(seen, length=CONVERSATION)
     at_once = min(config.microbatch_tokens, config.tokens_per_step)
     return _trained(config, model, flops=flops, share=SHARE_CHAT, at_once=at_once)
 
@@ -168,9 +207,10 @@ def _onpolicy(config: Any, parents: Parents) -> Estimate:
     sampled = answer * (prompts * config.answers_per_prompt + gradings * config.eval_prompts)
     seen = prompts * (PROMPT + config.answers_per_prompt * answer)
     flops = model.flops(seen * (config.epochs + 3 / 3), length=CONVERSATION)
-    found = _trained(
-        config, model, flops=flops, share=SHARE_RANKED, at_once=config.microbatch_tokens, copies=3
-    )
+    # an adapter is its own reference and its own last good weights: the reward model is left
+    copies = 3 if config.adapter == "none" else 1
+    at_once = config.microbatch_tokens
+    found = _trained(config, model, flops=flops, share=SHARE_RANKED, at_once=at_once, copies=copies)
     found["seconds"] = _add(found["seconds"], _sampling_seconds(config, model, tokens=sampled))
     return found
 
@@ -197,13 +237,16 @@ def _evaluate(config: Any, parents: Parents) -> Estimate:
 
 
 _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
+    "import": _import,
     "curate": _curate,
     "tokenizer": _tokenizer,
     "pretrain": _pretrain,
     "continue": _continue,
     "instruct": _instruct,
     "dataset": _files,
+    "labels": _labels,
     "sft": _sft,
+    "classify": _classify,
     "collect": _collect,
     "feedback": _files,
     "reward": _reward,
@@ -223,12 +266,22 @@ _RATES: Mapping[str, Callable[[Any, Parents], Estimate]] = {
 def _trained(
     config: Any, model: Model, *, flops: float, share: float, at_once: int, copies: int = 0
 ) -> Estimate:
-    """at_once: tokens of a microbatch. copies: models that stand beside the one in training."""
+    """at_once: tokens of a microbatch. copies: models that stand beside the one in training.
+
+    An adapter saves a third of the products (those of gradients of frozen weights), and the disk.
+    """
+    rank = 0 if config.adapter == "none" else config.lora_r
     needed = memory_estimate(
-        model.shape, model.vocab, tokens_per_microbatch=at_once, optimizer=config.optimizer
+        model.shape,
+        model.vocab,
+        tokens_per_microbatch=at_once,
+        optimizer=config.optimizer,
+        lora_r=rank,
     )
     weights = 4 * model.shape.num_parameters(model.vocab)
-    found = _with_model(model, _product_seconds(config, flops, share=share), disk=weights + 1e5)
+    disk = 4 * lora_parameters(model.shape, rank) if rank else weights
+    seconds = _product_seconds(config, flops * (2 / 3 if rank else 1), share=share)
+    found = _with_model(model, seconds, disk=disk + 1e5)
     return {**found, "memory_gb": HEAP_GB + (needed + copies * weights) / 1e9}
 
 

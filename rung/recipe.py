@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rung.aliases import may_be_alias, rename_keys
 from rung.config import Config, did_you_mean, parse_config
 from rung.errors import ConfigError
 from rung.stages import STAGES, Stage
@@ -39,12 +40,14 @@ class Recipe:
     name: prefix of the names its artefacts get ("quickstart/base"); "" for none.
     measured: entry -> {"seconds", "memory_gb", "disk_gb"} of an earlier run by its author; only
         for the plan of a first run, when nothing better is known.
+    notes: what was read otherwise than it is written, for the user.
     """
 
     name: str
     entries: Mapping[str, Entry]
     seed: int = 0
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def artefact_name(self, entry: str) -> str:
         return f"{self.name}/{entry}" if self.name else entry
@@ -77,12 +80,15 @@ def load_recipe(
     page = _mapping(top.get("stages"), source=source, keys=("stages",))
     if not page:
         raise ConfigError(f"{source.path}: no stages; write `stages:` with at least one entry")
+    notes: dict[str, None] = {}  # in order, each once
     entries = {
-        entry: _read_entry(entry, page[entry], source=source, defaults=defaults, stages=stages)
+        entry: _read_entry(
+            entry, page[entry], source=source, defaults=defaults, stages=stages, notes=notes
+        )
         for entry in page
     }
     measured = _mapping(top.get("measured"), source=source, keys=("measured",))
-    return Recipe(name=name, entries=entries, seed=seed, measured=measured)
+    return Recipe(name=name, entries=entries, seed=seed, measured=measured, notes=tuple(notes))
 
 
 def single_stage(
@@ -106,11 +112,22 @@ def single_stage(
     for override in overrides:
         apply_override(source, f"{name}.{override}", written=override)
     page["stages"][name].update({role: list(refs) for role, refs in inputs.items() if refs})
+    notes: dict[str, None] = {}
     entry = _read_entry(
-        name, page["stages"][name], source=source, defaults={}, stages={stage.command: stage}
+        name,
+        page["stages"][name],
+        source=source,
+        defaults={},
+        stages={stage.command: stage},
+        notes=notes,
     )
     seed = entry.values.get("seed", 0)
-    return Recipe(name="", entries={name: entry}, seed=seed if isinstance(seed, int) else 0)
+    return Recipe(
+        name="",
+        entries={name: entry},
+        seed=seed if isinstance(seed, int) else 0,
+        notes=tuple(notes),
+    )
 
 
 def apply_override(source: YamlFile, text: str, *, written: str | None = None) -> None:
@@ -179,6 +196,7 @@ def _read_entry(
     source: YamlFile,
     defaults: Mapping[str, Mapping[str, Any]],
     stages: Mapping[str, Stage],
+    notes: dict[str, None],
 ) -> Entry:
     where = source.where("stages", name)
     _check_word(name, where=where)
@@ -188,8 +206,16 @@ def _read_entry(
     if "stage" not in written:
         raise ConfigError(f"{where}: entry {name!r} has no `stage`; one of: {', '.join(stages)}")
     stage = _stage(written["stage"], stages=stages, where=source.where("stages", name, "stage"))
-    values = _merge(defaults.get(stage.command, {}), written)
-    del values["stage"]
+    below = _our_keys(
+        defaults.get(stage.command, {}),
+        stage,
+        source=source,
+        keys=("defaults", stage.command),
+        notes=notes,
+    )
+    rest = {key: value for key, value in written.items() if key != "stage"}
+    above = _our_keys(rest, stage, source=source, keys=("stages", name), notes=notes)
+    values = _merge(below, above)
     inputs: dict[str, tuple[str, ...]] = {}
     for role in stage.roles():
         at = source.where("stages", name, role.name)
@@ -201,6 +227,31 @@ def _read_entry(
         if references:
             inputs[role.name] = references
     return Entry(name=name, stage=stage, inputs=inputs, values=values, source=source)
+
+
+def _our_keys(
+    values: Mapping[str, Any],
+    stage: Stage,
+    *,
+    source: YamlFile,
+    keys: tuple[str, ...],
+    notes: dict[str, None],
+) -> Mapping[str, Any]:
+    """`values` with our names for the keys of other trainers; `notes` says which."""
+    if not any(may_be_alias(key) and key not in stage.inputs for key in values):
+        return values  # the stage's module need not be loaded yet
+    renamed = rename_keys(
+        values,
+        stage.load().Config,
+        roles=stage.inputs,
+        where=lambda key: source.where(*keys, key),
+    )
+    for alias, path in renamed.paths.items():
+        for places in (source.lines, source.overrides):
+            if (*keys, alias) in places:
+                places.setdefault((*keys, *path), places[(*keys, alias)])  # type: ignore[arg-type]
+    notes.update(dict.fromkeys(renamed.notes))
+    return renamed.values
 
 
 def _references(value: Any, *, role: str, where: str) -> tuple[str, ...]:

@@ -84,6 +84,13 @@ STAGES: Mapping[str, Stage] = {
             "Train a language model from random weights on next-token prediction.",
         ),
         Stage(
+            "import",
+            "rung.exchange.importing",
+            {},
+            "model",
+            "Make any open model an artefact: a folder, a GGUF or llama2.c file, a hub id.",
+        ),
+        Stage(
             "continue",
             _OBJECTIVES + "continued",
             {"model": "model", "corpus": "corpus", "replay": "corpus?"},
@@ -103,6 +110,14 @@ STAGES: Mapping[str, Stage] = {
             {},
             "dataset",
             "Import conversations or prompt/completion files of your own.",
+            version=2,  # rows are called by their source, no longer all "conversation"
+        ),
+        Stage(
+            "labels",
+            "rung.tasks.labels",
+            {},
+            "labels",
+            "Import texts with labels of your own, for classification.",
         ),
         Stage(
             "sft",
@@ -110,6 +125,13 @@ STAGES: Mapping[str, Stage] = {
             {"model": "model", "dataset": "dataset"},
             "model",
             "Fine-tune on conversations; the loss is on assistant tokens only.",
+        ),
+        Stage(
+            "classify",
+            _OBJECTIVES + "classify",
+            {"model": "model", "labels": "labels"},
+            "classifier",
+            "Train a classifier on labelled texts, one or several labels each.",
         ),
         Stage(
             "collect",

@@ -1,6 +1,5 @@
 """YAML with a line number for every key; duplicate keys and aliases are errors."""
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from rung.config import nearest
 from rung.errors import ConfigError
 
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -66,11 +66,12 @@ def read_yaml(path: Path) -> YamlFile:
 def _nearest(path: Path) -> str:
     """The page that was probably meant, among those beside it and in recipes/."""
     folders = dict.fromkeys((path.parent, Path("recipes")))
-    pages = [page for folder in folders for page in sorted(folder.glob("*.y*ml"))]
-    close = difflib.get_close_matches(path.stem, [page.stem for page in pages], n=1)
-    if close:
-        return f"; did you mean {next(page for page in pages if page.stem == close[0])}?"
-    return f"; there is {', '.join(map(str, pages))}" if pages else ""
+    found = [page for folder in folders for page in sorted(folder.glob("*.y*ml"))]
+    pages = {page.stem: page for page in reversed(found)}  # those beside it come first
+    close = nearest(path.stem, list(pages))
+    if close is not None:
+        return f"; did you mean {pages[close]}?"
+    return f"; there is {', '.join(map(str, found))}" if found else ""
 
 
 def parse_yaml(text: str, *, path: str) -> YamlFile:

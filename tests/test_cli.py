@@ -25,6 +25,8 @@ VERBS = [
     "run",
     "chat",
     "generate",
+    "import",
+    "export",
     "report",
     "ls",
     "show",

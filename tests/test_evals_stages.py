@@ -17,7 +17,7 @@ from rung.evals.answers import Answer, choose_rows
 from rung.evals.drift import answer_kl, answer_rewards
 from rung.evals.fivegram import train_ngram
 from rung.evals.heldout import HeldoutConfig, HeldoutDocument, document_ids, read_heldout
-from rung.evals.likelihood import cut_windows, document_bits
+from rung.evals.likelihood import answer_bits, cut_windows, document_bits
 from rung.evals.tally import compare, tally_totals
 from rung.model.attention import to_torch
 from rung.model.build import build_model
@@ -27,6 +27,7 @@ from rung.model.shape import ModelConfig, resolve
 from rung.store.artefact import Artefact, FileEntry
 from rung.store.context import StageContext
 from rung.tokens.bpe import train_bpe, write_tokenizer
+from rung.tokens.chat import answer_ids, render
 from rung.tokens.corpus import load_corpus_tokens
 from rung.tokens.forest import group, pack
 from rung.tokens.stream import DocumentStream
@@ -194,6 +195,37 @@ def test_bits_equal_transformers_one_document_at_a_time(
         with torch.inference_mode():
             loss = plain(input_ids=line, labels=line).loss.item()
         assert bits == pytest.approx(loss * len(tokens) / math.log(2), rel=1e-5)
+
+
+def test_bits_of_answers_equal_transformers_one_at_a_time(
+    ladder: dict[str, Artefact], tokenizer: Tokenizer
+) -> None:
+    rows = [
+        {"id": str(i), "messages": [{"role": "user", "content": f"What of {name}?"}, answer]}
+        for i, (name, answer) in enumerate(
+            [
+                ("sort", {"role": "assistant", "content": "It sorts."}),
+                ("load", {"role": "assistant", "content": "It loads a file."}),
+                ("dump", {"role": "assistant", "content": ""}),  # no reference
+                ("join", {"role": "user", "content": "And then?"}),
+                ("long", {"role": "assistant", "content": "too long " * 500}),
+            ]
+        )
+    ]
+    model: Any = load_model(ladder["base"].path)
+    bits = answer_bits(model, tokenizer, rows, context=64)
+    assert bits[2:] == [None, None, None]
+    model.set_attn_implementation("sdpa")
+    for row, found in zip(rows, bits[:2], strict=False):
+        question, reference = row["messages"]
+        prompt = render(tokenizer, [question], generation_prompt=True).ids
+        ids = torch.tensor([[*prompt, *answer_ids(tokenizer, reference["content"])]])
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        logps = torch.log_softmax(logits, -1)
+        own = ids[0, len(prompt) :]
+        expected = -float(logps.gather(1, own[:, None]).sum()) / math.log(2)
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_whole_documents_are_charged_for_their_end(tokenizer: Tokenizer) -> None:

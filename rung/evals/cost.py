@@ -39,7 +39,7 @@ def cost_of(artefact: Artefact, steps: Sequence[dict[str, Any]] = ()) -> Cost:
     notes = artefact.notes
     tokens = None
     flop = None
-    if artefact.kind in ("model", "reward-model"):
+    if artefact.kind in ("model", "classifier", "reward-model"):
         logged = sum(float(step.get("tokens", 0)) for step in steps)
         tokens = _positive(notes.get("tokens")) or _positive(logged)
         flop = _positive(notes.get("flops"))

@@ -19,7 +19,7 @@ from rung.errors import DataError
 from rung.evals.answers import Answer, Row, answer_rows, choose_rows, grade, split_by_length
 from rung.evals.drift import answer_kl, answer_rewards
 from rung.evals.heldout import HeldoutConfig, document_ids, read_heldout
-from rung.evals.likelihood import document_bits, item_rows, summarise
+from rung.evals.likelihood import answer_bits, document_bits, item_rows, summarise
 from rung.evals.samples import CONTINUATIONS, QUESTIONS, answer_questions, continue_texts
 from rung.evals.stats import bootstrap_mean
 from rung.evals.tally import compare, tally_cells, tally_totals
@@ -186,6 +186,12 @@ def _measure_answers(
             "set a smaller max_new_tokens or give a dataset with shorter prompts"
         )
     answered = _ask(config, subject, rows)
+    bits = answer_bits(
+        subject.model, subject.tokenizer, rows, context=subject.context, dtype=subject.dtype
+    )
+    for item, row, value in zip(answered.items, rows, bits, strict=True):
+        size = len(row["messages"][-1]["content"].encode())
+        item |= {"reference_bits": value, "reference_bytes": size}
     result["instruct"] = {
         "dataset": dataset.id,
         "too_long": len(too_long),

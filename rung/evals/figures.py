@@ -27,6 +27,7 @@ def collect_figures(names: Mapping[str, Artefact]) -> dict[str, Any]:
     figures |= _pretrain(ladder)
     figures |= _continue(ladder)
     figures |= _sft(ladder)
+    figures |= _classify(ladder)
     figures |= _reward(ladder)
     for command in ALIGNED:
         figures |= dict.fromkeys([f"{command}.{name}" for name in _ALIGNED_FIGURES])
@@ -120,6 +121,17 @@ def _sft(ladder: Ladder) -> Figures:
         for name in wanted:
             figures[f"{prefix}.{name}"] = _total(own, name)
         figures[f"{prefix}.rouge_l_before"] = _total(before, "rouge_l")
+        figures[f"{prefix}.reference_bpb"] = _total(own, "reference_bpb")
+        figures[f"{prefix}.reference_bpb_before"] = _total(before, "reference_bpb")
+    return figures
+
+
+def _classify(ladder: Ladder) -> Figures:
+    """Only where a recipe classifies: figures of one label a text, or of several."""
+    figures: Figures = {}
+    for prefix, model in first_of_each(ladder.of_stage("classify"), ladder):
+        noted = model.notes.get("figures") or {}
+        figures |= {f"{prefix}.{name}": _number(noted, name) for name in noted}
     return figures
 
 

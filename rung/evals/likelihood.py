@@ -5,7 +5,7 @@ n-grams. Every byte is charged once, and so is the end of a whole document.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from rung.evals.stats import bootstrap_ratio
 from rung.model.attention import to_torch
 from rung.model.forward import target_logps
 from rung.model.precision import autocast
+from rung.tokens.chat import answer_ids, render
 from rung.tokens.forest import Tree, document, pack
+from rung.tokens.tokenizer import Tokenizer
 
 
 def cut_windows(ids: np.ndarray, *, bos: int, context: int) -> list[Tree]:
@@ -57,20 +59,63 @@ def document_bits(
     model: a transformers causal LM. ids: tokens of each document, as heldout.document_ids
     gives them.
     """
-    device = next(model.parameters()).device
     owners: list[int] = []
     trees: list[Tree] = []
     for index, tokens in enumerate(ids):
         windows = cut_windows(tokens, bos=bos, context=context)
         trees.extend(windows)
         owners.extend([index] * len(windows))
-    bits = np.zeros(len(ids), dtype=np.float64)
+    return np.bincount(
+        np.array(owners, dtype=np.int64),
+        weights=_tree_bits(model, trees, dtype=dtype, tokens_per_batch=tokens_per_batch),
+        minlength=len(ids),
+    )
+
+
+def answer_bits(
+    model: Any,
+    tokenizer: Tokenizer,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    context: int,
+    dtype: torch.dtype = torch.float32,
+    tokens_per_batch: int = 8192,
+) -> list[float | None]:
+    """Bits that `model` needs for the reference answer of each instruction row, its end included.
+
+    None for a row without an answer, or one that is longer than the context.
+    """
+    found: list[float | None] = [None] * len(rows)
+    trees: list[Tree] = []
+    owners: list[int] = []
+    for index, row in enumerate(rows):
+        *asked, answer = row["messages"]
+        if answer["role"] != "assistant" or not answer["content"].strip():
+            continue
+        ids = render(tokenizer, asked, generation_prompt=True, where=f"row {row['id']}").ids
+        own = answer_ids(tokenizer, answer["content"])
+        if len(ids) + len(own) <= context:
+            weights = np.repeat(np.array([0, 1], dtype=np.float32), [len(ids), len(own)])
+            trees.append(document(np.concatenate([ids, own]), weights))
+            owners.append(index)
+    bits = _tree_bits(model, trees, dtype=dtype, tokens_per_batch=tokens_per_batch)
+    for owner, value in zip(owners, bits.tolist(), strict=True):
+        found[owner] = value
+    return found
+
+
+def _tree_bits(
+    model: Any, trees: Sequence[Tree], *, dtype: torch.dtype, tokens_per_batch: int
+) -> np.ndarray:
+    """Bits of the trained tokens of each tree, float64."""
+    device = next(model.parameters()).device
+    bits = np.zeros(len(trees), dtype=np.float64)
     model.eval()
     with torch.inference_mode(), autocast(dtype, device):
         for part in _batches([len(tree[0].ids) for tree in trees], limit=tokens_per_batch):
             forest = pack([trees[i] for i in part])
             logps, _ = target_logps(model, to_torch(forest, device))
-            owner = np.array([owners[i] for i in part])[forest.seg_tree[forest.target_seg]]
+            owner = np.array(part)[forest.seg_tree[forest.target_seg]]
             np.add.at(bits, owner, -logps.double().cpu().numpy() / math.log(2))
     return bits
 

@@ -208,6 +208,9 @@ def _answer_tables(
     made = [
         tables.format_table(named, key="rouge_l", title="Agreement with the truth (ROUGE-L)"),
         tables.format_table(named, key="exact", title="Exactly right", as_percent=True),
+        tables.format_table(
+            named, key="reference_bpb", title="Bits per byte of the true answers (lower is better)"
+        ),
         tables.format_table(named, key="utility", title="Noise-free utility"),
         tables.format_table(named, key="stop_rate", title="Answers that stop", as_percent=True),
         tables.difference_table(aligned),

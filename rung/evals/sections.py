@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rung.evals import charts
+from rung.evals import charts, label_section
 from rung.evals.charts import Chart
 from rung.evals.cost import cost_of, count_parameters
 from rung.evals.ladder import Ladder
@@ -45,10 +45,15 @@ def build_section(ladder: Ladder, name: str, artefact: Artefact, steps: Sequence
     words = words_of(artefact.stage)
     section = Section(name, words.title, words.lesson, artefact.short_id)
     section.facts = _facts(ladder, artefact, steps)
-    if artefact.kind in ("corpus", "tokenizer", "dataset", "feedback"):
+    if artefact.kind in ("corpus", "tokenizer", "dataset", "labels", "feedback"):
         _add_report(section, artefact)
     if artefact.stage in ("collect", "feedback"):
         section.warnings.append(_who_judged(artefact))
+    if artefact.kind == "classifier":
+        record = label_section.read_record(artefact)
+        section.facts += label_section.classifier_facts(record)
+        section.charts += label_section.classifier_charts(record)
+        section.tables.append(label_section.label_table(record))
     curve = charts.loss_chart(steps)
     if curve:
         section.charts.append(curve)
@@ -146,6 +151,14 @@ _CURVES = (
     (
         "Preference accuracy",
         {"rewards/accuracies": "pairs ordered rightly", "accuracy": "pairs ordered rightly"},
+    ),
+    (
+        "Validation texts during training",
+        {
+            "validation_loss": "loss",
+            "validation_accuracy": "share right",
+            "train_accuracy": "share right of training texts",
+        },
     ),
     ("Distance from the model before", {"objective/kl": "KL, nats per answer"}),
     (

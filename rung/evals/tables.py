@@ -153,7 +153,7 @@ def format_table(named: Named, *, key: str, title: str, as_percent: bool = False
     for cell in keys:
         found = [cells.get(cell) for _, cells in have]
         n = next(str(c["n"]) for c in found if c)
-        shown = [estimate(c[key], as_percent=as_percent) if c else "-" for c in found]
+        shown = [estimate(c.get(key), as_percent=as_percent) if c else "-" for c in found]
         rows.append([cell[0], cell[1].replace("_", " "), n, *shown])
     return Table(title, ["format", "group", "n", *(name for name, _ in have)], rows)
 

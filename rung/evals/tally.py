@@ -6,6 +6,7 @@ from typing import Any
 from rung.evals.stats import (
     Estimate,
     bootstrap_mean,
+    bootstrap_ratio,
     mcnemar,
     paired_difference,
     wilson,
@@ -28,6 +29,11 @@ def is_real(item: Item) -> bool:
     return bool(item["exists"])
 
 
+def is_own(item: Item) -> bool:
+    """Of the user's own files: its format is a name of theirs, whatever word it is."""
+    return bool(item["split_group"] == "files")
+
+
 def rate(items: Sequence[Item], key: str) -> dict[str, float | int]:
     """Share of items with a true `key`, with Wilson's interval."""
     return wilson(sum(bool(item[key]) for item in items), len(items)).to_json()
@@ -37,6 +43,16 @@ def mean(items: Sequence[Item], key: str, *, seed: int) -> dict[str, float | int
     """Mean of `key`, bootstrapped over the functions asked about."""
     values = [float(item[key]) for item in items]
     return bootstrap_mean(values, clusters=names(items), seed=seed).to_json()
+
+
+def reference_bpb(items: Sequence[Item], *, seed: int) -> dict[str, float | int] | None:
+    """Bits per byte of the reference answers, given their questions; None where there are none."""
+    known = [item for item in items if item.get("reference_bits") is not None]
+    if not known:
+        return None
+    bits = [float(item["reference_bits"]) for item in known]
+    sizes = [float(item["reference_bytes"]) for item in known]
+    return bootstrap_ratio(bits, sizes, clusters=names(known), seed=seed).to_json()
 
 
 def names(items: Sequence[Item]) -> list[str]:
@@ -59,6 +75,7 @@ def tally_cells(items: Sequence[Item], *, seed: int) -> list[dict[str, Any]]:
             "utility": mean(cell, "utility", seed=seed),
             "stop_rate": rate(cell, "stopped"),
             "admission_rate": rate(cell, "admits"),
+            "reference_bpb": reference_bpb(cell, seed=seed),
         }
         for key, cell in sorted(cells.items())
     ]
@@ -70,12 +87,19 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
     false_claim_rate: answers about made-up functions that do not say so, also by the kind of name
     (false_claim_rate/coined, false_claim_rate/recombined). refusal_rate_on_real:
     answers that deny or refuse a function that exists. passage_rouge_l and closed_book_rouge_l:
-    the same measure with and without the documentation in the prompt.
+    the same measure with and without the documentation in the prompt. reference_bpb: bits per byte
+    of the true answers. exact/chats, rouge_l/chats: of one format of the user's own files, where
+    they have several.
     """
     made_up = [item for item in items if is_made_up(item)]
     real = [item for item in items if is_real(item)]
-    passage = [item for item in items if item["format"] == "passage"]
-    closed = [item for item in items if item["format"] in CLOSED_BOOK and is_real(item)]
+    own = [item for item in items if is_own(item)]
+    passage = [item for item in items if item["format"] == "passage" and not is_own(item)]
+    closed = [
+        item
+        for item in items
+        if item["format"] in CLOSED_BOOK and is_real(item) and not is_own(item)
+    ]
     figures: dict[str, Any] = {
         "n": len(items),
         "stop_rate": rate(items, "stopped"),
@@ -96,6 +120,13 @@ def tally_totals(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
         figures["passage_rouge_l"] = mean(passage, "rouge_l", seed=seed)
     if closed:
         figures["closed_book_rouge_l"] = mean(closed, "rouge_l", seed=seed)
+    if bpb := reference_bpb(items, seed=seed):
+        figures["reference_bpb"] = bpb
+    formats = sorted({str(item["format"]) for item in own})
+    for name in formats if len(formats) > 1 else ():
+        some = [item for item in own if item["format"] == name]
+        figures[f"exact/{name}"] = rate(some, "exact")
+        figures[f"rouge_l/{name}"] = mean(some, "rouge_l", seed=seed)
     return figures
 
 

@@ -57,6 +57,22 @@ WORDS = {
         "Conversations from files, checked row by row and split into a part to train on and a part "
         "to measure on.",
     ),
+    "labels": Words(
+        "Labels",
+        "Bring your own labelled texts into one form",
+        "Texts with one label or several, from tables, folders or files. The same text counts "
+        "once, so that none lies on both sides; a text with two different labels is left out and "
+        "counted. A share is held out: the figures of a classifier come from it alone.",
+    ),
+    "classify": Words(
+        "Classify",
+        "Learn to give a text its label, and how sure to be",
+        "A small layer reads what the model makes of a text and gives each label a probability. "
+        "Accuracy is the share of held-out texts labelled rightly; macro F1 counts every label the "
+        "same, however rare. In the confusion matrix a row is a true label, and what lies off "
+        "the diagonal are mistakes. Calibrated means that of the answers given with 80 % "
+        "confidence about 80 % are right.",
+    ),
     "sft": Words(
         "Fine-tune",
         "Turn a text continuer into something that answers and stops",

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import Field
@@ -11,18 +12,24 @@ from rung.config import Config as BaseConfig
 from rung.errors import DataError
 from rung.feedback.rankings import count_rankings, write_rankings
 from rung.feedback.schema import Ranking
-from rung.feedback.shapes import EXAMPLE, SHAPES, Judged
+from rung.feedback.shapes import EXAMPLE, SHAPES, Judged, dense
 from rung.store.artefact import canonical_json
 from rung.store.context import Notes, StageContext
-from rung.text.messages import has_blank
-from rung.text.rows import find_shape, read_rows
+from rung.text.messages import has_blank, is_broken
+from rung.text.rows import Row, Shape, find_shape
+from rung.text.sources import find_sources, fingerprint_sources, source_rows
 
 
 class Config(BaseConfig):
-    """Your own preferences: .jsonl, .json (a list), each also .gz."""
+    """Your own preferences: files, folders of files, or data sets of the Hugging Face hub."""
 
     files: tuple[str, ...] = Field(
-        default=(), description="files with one judged prompt a line (.jsonl) or a list (.json)"
+        default=(),
+        description=".jsonl, .json, .csv, .tsv, .parquet, each also .gz, folders of them, "
+        "or owner/name of a Hugging Face data set",
+    )
+    columns: dict[str, str] = Field(
+        default={}, description="our key: the key that the files use for it, such as chosen: good"
     )
     annotator: str = Field(
         default="files", description="annotator id of rows that name none themselves"
@@ -31,7 +38,27 @@ class Config(BaseConfig):
 
 def fingerprint(config: Config) -> dict[str, str]:
     """sha256 of every file: a changed file is another input."""
-    return {name: hashlib.sha256(_existing(name).read_bytes()).hexdigest() for name in config.files}
+    return fingerprint_sources(config.files)
+
+
+@dataclass
+class Readings:
+    """What was read of all sources. records: by id, so that equal judgements count once."""
+
+    records: dict[str, Ranking] = field(default_factory=dict)
+    shapes: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+
+    def take(self, judged: Judged, config: Config, *, shape: str) -> None:
+        reason = why_dropped(judged)
+        record = None if reason else _record(judged, config, shape=shape)
+        if record is not None and record.id in self.records:
+            reason = "duplicate"
+        if reason or record is None:
+            self.dropped[reason] += 1
+        else:
+            self.records[record.id] = record
 
 
 def run(context: StageContext, config: Config) -> Notes:
@@ -40,49 +67,79 @@ def run(context: StageContext, config: Config) -> Notes:
     A row that states no preference (equal answers, an empty message, conversations that part
     before their last one) is dropped and counted by reason. The same judgement twice counts once.
     """
-    if not config.files:
-        raise DataError("files is empty; name at least one, as in --set files=[my/pairs.jsonl]")
-    shapes: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    records: dict[str, Ranking] = {}
-    for name in config.files:
-        for line, raw in read_rows(_existing(name), example=EXAMPLE):
-            where = f"{name}:{line}"
-            shape = find_shape(raw, SHAPES, where=where)
-            shapes[shape.name] += 1
-            judged: Judged = shape.read({**raw, "where": where})
-            reason = _why_dropped(judged)
-            record = None if reason else _record(judged, config, shape=shape.name)
-            if record is not None and record.id in records:
-                reason = "duplicate"
-            if reason or record is None:
-                dropped[reason] += 1
-            else:
-                records[record.id] = record
+    found = read_sources(config)
+    records = list(found.records.values())
     if not records:
         raise DataError(
-            f"no usable preference in {', '.join(config.files)}; dropped: {dict(dropped) or 'none'}"
+            f"no usable preference in {', '.join(config.files)}; "
+            f"dropped: {dict(found.dropped) or 'none'}"
         )
-    write_rankings(context.out, records.values())
-    report = count_rankings(list(records.values()))
-    report |= {"shapes": dict(sorted(shapes.items())), "dropped": dict(sorted(dropped.items()))}
+    write_rankings(context.out, records)
+    report = count_rankings(records)
+    report |= {
+        "shapes": dict(sorted(found.shapes.items())),
+        "dropped": dict(sorted(found.dropped.items())),
+        "unused_keys": dict(sorted(found.unused.items())),
+    }
     (context.out / "report.json").write_text(canonical_json(report) + "\n", encoding="utf-8")
     labels = f", labels {report['labels']}" if "labels" in report else ""
     context.progress.say(
         f"feedback: {report['rankings']} rankings of {report['prompts']} prompts, "
-        f"{report['pairs']} pairs{labels}; dropped {sum(dropped.values())} {dict(dropped)}"
+        f"{report['pairs']} pairs{labels}; dropped {found.dropped.total()} {dict(found.dropped)}"
     )
+    if found.unused:
+        keys = ", ".join(f"{key} ({count:,})" for key, count in report["unused_keys"].items())
+        context.progress.say(f"feedback: keys that are not used: {keys}")
     return {"counts": report, "figures": {"num_pairs": report["pairs"]}}
 
 
-def _existing(name: str) -> Path:
-    path = Path(name)
-    if not path.is_file():
-        raise DataError(f"{name}: no such file (in {Path.cwd()}); check `files`")
-    return path
+def read_sources(config: Config) -> Readings:
+    """Every judgement of every source, kept or counted as dropped."""
+    found = Readings()
+    solutions: list[Judged] = []
+    for source in find_sources(config.files):
+        for where, raw in source_rows(source, example=EXAMPLE, columns=config.columns):
+            shape, judgements = read_judgements(raw, where=where)
+            found.shapes[shape.name] += 1
+            found.unused.update(shape.unused(raw))
+            if shape.name == "stepwise":
+                solutions += judgements
+                continue
+            if not judgements:
+                found.dropped["no_ranked_replies"] += 1
+            for judged in judgements:
+                found.take(judged, config, shape=shape.name)
+    for judged in rank_solutions(solutions):
+        found.take(judged, config, shape="stepwise")
+    return found
 
 
-def _why_dropped(judged: Judged) -> str:
+def read_judgements(raw: Row, *, where: str) -> tuple[Shape, list[Judged]]:
+    """(shape, judgements) of a row: most shapes hold one, a tree any number, also none."""
+    shape = find_shape(raw, SHAPES, where=where)
+    judged: Judged | list[Judged] = shape.read({**raw, "where": where})
+    return shape, judged if isinstance(judged, list) else [judged]
+
+
+def rank_solutions(solutions: Sequence[Judged]) -> Iterator[Judged]:
+    """Solutions of one prompt as one ranking; a prompt with a single one is dropped."""
+    by_prompt: dict[str, list[Judged]] = {}
+    for judged in solutions:
+        by_prompt.setdefault(canonical_json([judged.prompt, judged.annotator]), []).append(judged)
+    for same in by_prompt.values():
+        ratings = {judged.answers[0]: judged.ratings[0] for judged in same if judged.ratings}
+        first = replace(
+            same[0],
+            answers=list(ratings),
+            ranks=dense([-rating for rating in ratings.values()]),
+            flags=[[] for _ in ratings],
+            ratings=list(ratings.values()),
+        )
+        yield first if len(ratings) > 1 else replace(first, drop="only_solution_of_its_prompt")
+
+
+def why_dropped(judged: Judged) -> str:
+    """Why a judgement cannot be used, "" if it can."""
     if judged.drop:
         return judged.drop
     if has_blank(judged.prompt):
@@ -91,7 +148,8 @@ def _why_dropped(judged: Judged) -> str:
         return "empty_answer"
     if len(judged.answers) > 1 and len(set(judged.answers)) == 1:
         return "equal_answers"
-    return ""
+    texts = [*judged.answers, *(message["content"] for message in judged.prompt)]
+    return "half_a_character" if any(map(is_broken, texts)) else ""
 
 
 def _record(judged: Judged, config: Config, *, shape: str) -> Ranking:

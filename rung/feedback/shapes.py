@@ -13,15 +13,21 @@ from rung.feedback.schema import (
     check_weight,
     parse_ranking,
 )
-from rung.text.messages import Message, normalise, user
+from rung.tasks.shapes import alpaca_prompt, dressed
+from rung.text import trees
+from rung.text.messages import Message, normalise
 from rung.text.rows import Row, Shape
+from rung.text.turns import parse_turns
 
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ ]?")
+_ANNOTATOR = re.compile(r"annotator[_ ]?\d+")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One judgement as read: ranks 1 is best. drop: why it cannot be used, or ""."""
+    """One judgement as read: ranks 1 is best. drop: why it cannot be used, or "".
+
+    margin: by how much the first of a pair is better, in units of the reward; None: not said.
+    """
 
     prompt: list[Message]
     answers: list[str]
@@ -39,7 +45,7 @@ def _pair(prompt: list[Message], chosen: str, rejected: str, row: Row) -> Judged
     where = row["where"]
     check_prompt(prompt, where=where)
     return Judged(
-        prompt,
+        dressed(row, prompt),
         [chosen, rejected],
         [1, 2],
         [[], []],
@@ -61,14 +67,8 @@ def _read_explicit(row: Row) -> Judged:
 
 def _read_alpaca(row: Row) -> Judged:
     """LLaMA-Factory: {"instruction", "input", "chosen", "rejected"}."""
-    return _pair([_instruction(row)], _answer(row, "chosen"), _answer(row, "rejected"), row)
-
-
-def _instruction(row: Row) -> Message:
-    if not isinstance(row["instruction"], str):
-        raise DataError(f"{row['where']}: instruction must be text")
-    given = row.get("input") or ""
-    return user(row["instruction"] + (f"\n{given}" if given else ""))
+    prompt = alpaca_prompt({**row, "system": None, "tools": None})  # _pair adds both
+    return _pair(prompt, _answer(row, "chosen"), _answer(row, "rejected"), row)
 
 
 def _read_sharegpt(row: Row) -> Judged:
@@ -79,9 +79,9 @@ def _read_sharegpt(row: Row) -> Judged:
 
 def _read_openai(row: Row) -> Judged:
     """OpenAI: {"input": {"messages": [...]}, "preferred_output", "non_preferred_output"}."""
-    given = row["input"]
-    messages = given.get("messages") if isinstance(given, dict) else given
-    prompt = normalise(messages, where=row["where"])
+    given = row["input"] if isinstance(row["input"], dict) else {"messages": row["input"]}
+    prompt = normalise(given.get("messages"), where=row["where"])
+    row = {"tools": given.get("tools"), **row}
     chosen, rejected = _answer(row, "preferred_output"), _answer(row, "non_preferred_output")
     return _pair(prompt, chosen, rejected, row)
 
@@ -118,6 +118,64 @@ def _read_ranking(row: Row) -> Judged:
         margin=record.margin,
         weight=record.weight,
     )
+
+
+def _read_annotated(row: Row) -> list[Judged]:
+    """PandaLM: two responses, and per annotator which is better, 1 or 2; 0 is a tie."""
+    prompt = alpaca_prompt(row)
+    check_prompt(prompt, where=row["where"])
+    if any(isinstance(row[key], bool | int | float) for key in ("response1", "response2")):
+        # "True" became true in the published file: what was written is not known any more
+        return [Judged([], [], [], [], drop="answer_is_no_text")]
+    answers = [_answer(row, "response1"), _answer(row, "response2")]
+    judged = []
+    for key in sorted(key for key in row if _ANNOTATOR.fullmatch(key)):
+        verdict = row[key]
+        if isinstance(verdict, bool) or verdict not in (0, 1, 2):
+            raise DataError(
+                f"{row['where']}: {key} is {verdict!r}; 1 or 2 says which response is better, "
+                "0 that neither is"
+            )
+        ranks = [1, 1] if verdict == 0 else [verdict, 3 - verdict]
+        judged.append(Judged(prompt, answers, ranks, [[], []], annotator=key))
+    return judged
+
+
+def _read_tree(row: Row) -> list[Judged]:
+    """OpenAssistant: a ranking wherever people ranked at least two replies."""
+    return [
+        Judged(
+            found.prompt,
+            found.answers,
+            dense(found.ranks),
+            [[] for _ in found.answers],
+            annotator=_annotator(row),
+        )
+        for found in trees.ranked_replies(row, where=row["where"])
+    ]
+
+
+def _read_stepwise(row: Row) -> Judged:
+    """TRL: {"prompt", "completions", "labels"}, steps of one solution and whether each is right.
+
+    One answer, rated by the share of its steps before the first wrong one; the stage ranks the
+    solutions of a prompt against each other.
+    """
+    steps, labels = row["completions"], row["labels"]
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise DataError(f"{row['where']}: completions are a list of texts, found {steps!r:.60}")
+    if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
+        found = len(labels) if isinstance(labels, list) else type(labels).__name__
+        raise DataError(
+            f"{row['where']}: {len(steps)} steps need {len(steps)} labels, found {found}"
+        )
+    if not all(isinstance(label, bool | int | float) for label in labels):
+        raise DataError(f"{row['where']}: labels are true or false, found {labels!r:.60}")
+    right = next((i for i, label in enumerate(labels) if not label > 0), len(labels))
+    prompt = dressed(row, normalise(row["prompt"], where=row["where"]))
+    check_prompt(prompt, where=row["where"])
+    answer = "\n".join(step.strip("\n") for step in steps)
+    return Judged(prompt, [answer], [1], [[]], [right / len(steps)], _annotator(row))
 
 
 def _read_ratings(row: Row) -> Judged:
@@ -168,7 +226,7 @@ def _read_labelled(row: Row) -> Judged:
 
 def _read_labelled_alpaca(row: Row) -> Judged:
     """LLaMA-Factory: {"instruction", "input", "output", "kto_tag"}."""
-    return _labelled([_instruction(row)], _answer(row, "output"), row)
+    return _labelled(alpaca_prompt(row), _answer(row, "output"), row)
 
 
 def _labelled_conversation(row: Row, key: str) -> Judged:
@@ -218,22 +276,16 @@ def _conversation(row: Row, key: str) -> list[Message]:
     value = row[key]
     if not isinstance(value, str):
         return normalise(value, where=f"{row['where']}: {key}")
-    pieces = _TURN.split(value)  # text before the first turn, then role, content, role, content ...
-    if len(pieces) < 3 or pieces[0].strip():
+    messages = parse_turns(value)
+    if messages is None:
         raise DataError(
             f'{row["where"]}: {key} is text without "Human:" and "Assistant:" turns and there is '
             f"no prompt; add a prompt, for example {EXAMPLE}"
         )
-    messages: list[Message] = []
-    for name, content in zip(pieces[1::2], pieces[2::2], strict=True):
-        role = "user" if name == "Human" else "assistant"
-        if messages and messages[-1]["role"] == role:  # an answer that itself says "Assistant:"
-            messages[-1]["content"] += "\n\n" + content.strip()
-        else:
-            messages.append({"role": role, "content": content.strip()})
     return messages
 
 
+_ALL = ("annotator", "system", "tools", "weight")
 EXAMPLE = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
 SHAPES = (
     Shape(
@@ -241,26 +293,36 @@ SHAPES = (
         ("prompt", "answers", "ranks"),
         '{"prompt": "Hi", "answers": ["Hello!", "Yes?", "Go."], "ranks": [1, 1, 2]}',
         _read_ranking,
+        optional=("flags", "ratings", "stopped", "id", "kind", "source", "annotator"),
     ),
     Shape(
         "ratings",
         ("prompt", "answers", "ratings"),
         '{"prompt": "Hi", "answers": ["Hello!", "Go."], "ratings": [5, 1]}',
         _read_ratings,
+        optional=("flags", "stopped", "id", "kind", "source", "annotator"),
     ),
-    Shape("pair", ("prompt", "chosen", "rejected"), EXAMPLE, _read_explicit),
+    Shape(
+        "pair",
+        ("prompt", "chosen", "rejected"),
+        EXAMPLE,
+        _read_explicit,
+        optional=("margin", *_ALL),
+    ),
     Shape(
         "sharegpt pair",
         ("conversations", "chosen", "rejected"),
         '{"conversations": [{"from": "human", "value": "Hi"}], "chosen": {"from": "gpt", '
         '"value": "Hello!"}, "rejected": {"from": "gpt", "value": "Go away."}}',
         _read_sharegpt,
+        optional=("margin", *_ALL),
     ),
     Shape(
         "alpaca pair",
         ("instruction", "chosen", "rejected"),
         '{"instruction": "Greet", "input": "", "chosen": "Hello!", "rejected": "Go away."}',
         _read_alpaca,
+        optional=("margin", "input", "history", *_ALL),
     ),
     Shape(
         "openai pair",
@@ -268,6 +330,7 @@ SHAPES = (
         '{"input": {"messages": [{"role": "user", "content": "Hi"}]}, "preferred_output": '
         '[{"role": "assistant", "content": "Hello!"}], "non_preferred_output": [...]}',
         _read_openai,
+        optional=("margin", *_ALL),
     ),
     Shape(
         "conversation pair",
@@ -275,18 +338,38 @@ SHAPES = (
         '{"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", "rejected": '
         '"\\n\\nHuman: Hi\\n\\nAssistant: Go."}',
         _read_implicit,
+        optional=("margin", *_ALL),
+    ),
+    Shape(
+        "annotated pair",
+        ("instruction", "response1", "response2", "annotator1"),
+        '{"instruction": "Greet", "input": "", "response1": "Hello!", "response2": "Go away.", '
+        '"annotator1": 1, "annotator2": 0}',
+        _read_annotated,
+        optional=("input", "history", "annotator2", "annotator3", "annotator4", "annotator5"),
+    ),
+    Shape("tree", ("prompt",), trees.EXAMPLE, _read_tree, check=trees.is_tree),
+    Shape(
+        "stepwise",
+        ("prompt", "completions", "labels"),
+        '{"prompt": "2 + 3 * 2?", "completions": ["3 * 2 = 6.", "2 + 6 = 9."], '
+        '"labels": [true, false]}',
+        _read_stepwise,
+        optional=_ALL,
     ),
     Shape(
         "labels",
         ("prompt", "answers", "labels"),
         '{"prompt": "Hi", "answers": ["Hello!", "Yes?", "Go."], "labels": [true, null, false]}',
         _read_labels,
+        optional=_ALL,
     ),
     Shape(
         "label",
         ("prompt", "completion", "label"),
         '{"prompt": "Hi", "completion": "Hello!", "label": true}',
         _read_labelled,
+        optional=_ALL,
     ),
     Shape(
         "label conversation",
@@ -294,6 +377,7 @@ SHAPES = (
         '{"completion": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
         '"Hello!"}], "label": true}',
         _read_labelled_completion,
+        optional=_ALL,
     ),
     Shape(
         "label messages",
@@ -301,6 +385,7 @@ SHAPES = (
         '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
         '"Hello!"}], "label": true}',
         _read_labelled_messages,
+        optional=_ALL,
     ),
     Shape(
         "kto_tag messages",
@@ -308,6 +393,7 @@ SHAPES = (
         '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
         '"Go."}], "kto_tag": false}',
         _read_labelled_messages,
+        optional=_ALL,
     ),
     Shape(
         "kto_tag sharegpt",
@@ -315,11 +401,13 @@ SHAPES = (
         '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": '
         '"Hello!"}], "kto_tag": true}',
         _read_labelled_sharegpt,
+        optional=_ALL,
     ),
     Shape(
         "kto_tag alpaca",
         ("instruction", "output", "kto_tag"),
         '{"instruction": "Greet", "input": "", "output": "Hello!", "kto_tag": true}',
         _read_labelled_alpaca,
+        optional=("input", "history", *_ALL),
     ),
 )

@@ -44,16 +44,18 @@ def add_adapter(
     if config.adapter == "none":
         return
     from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
 
     model.requires_grad_(False)
     targets = find_targets(model, config.lora_targets)
     lora = LoraConfig(
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.adapter == "rslora",
         use_dora=config.adapter == "dora",
         target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -218,7 +220,6 @@ def save_trained(model: PreTrainedModel, folder: Path, *, base: str) -> None:
         **lora.to_dict(),
         "target_modules": sorted(lora.target_modules),
         "base_model_name_or_path": base,
-        "fan_in_fan_out": any(layer.fan_in_fan_out for layer in adapted_layers(model)),
         "inference_mode": True,
     }
     _write_json(folder / CONFIG_FILE, record)

@@ -13,20 +13,38 @@ _LOGIT_ROWS = 1024  # rows of logits that are held at once (rung/model/forward.p
 
 
 def memory_estimate(
-    shape: Shape, vocab: int, *, tokens_per_microbatch: int, optimizer: Optimizer = "muon"
+    shape: Shape,
+    vocab: int,
+    *,
+    tokens_per_microbatch: int,
+    optimizer: Optimizer = "muon",
+    lora_r: int = 0,
 ) -> int:
     """Peak bytes of training, an estimate to within a third: enough to refuse what cannot work.
 
     Weights and gradients in fp32 and a bf16 copy; one momentum for a matrix under Muon, two for
     what AdamW trains; per token and layer what autograd keeps of an eager bf16 decoder layer.
+    lora_r: rank of an adapter on all linear layers, 0 without one. Then the base is frozen in
+    bf16 beside float32 embeddings, and an input is kept once for all layers that read it.
     """
     num_parameters = shape.num_parameters(vocab)
     num_matrix = shape.num_body_parameters if optimizer == "muon" else 0
     weights = num_parameters * (4 + 4 + 2) + 4 * num_matrix + 8 * (num_parameters - num_matrix)
     per_token = 2 * (16 * shape.width + 5 * shape.ffn) + 4 * 6 * shape.width
+    if lora_r:
+        num_adapter = lora_parameters(shape, lora_r)
+        weights = 2 * shape.num_body_parameters + 4 * vocab * shape.width + 16 * num_adapter
+        per_token = 2 * (9 * shape.width + 4 * shape.ffn) + 4 * 2 * shape.width
     activations = tokens_per_microbatch * (shape.layers * per_token + 8 * shape.width)
     logits = 3 * 4 * min(_LOGIT_ROWS, tokens_per_microbatch) * vocab + 4 * vocab * shape.width
     return _PROCESS + weights + activations + logits
+
+
+def lora_parameters(shape: Shape, rank: int) -> int:
+    """Of A and B beside q, k, v, o, gate, up and down of every layer."""
+    keys = shape.width // shape.heads * shape.kv_heads
+    attention = 2 * (shape.width + shape.width) + 2 * (shape.width + keys)
+    return shape.layers * rank * (attention + 3 * (shape.width + shape.ffn))
 
 
 def check_memory(

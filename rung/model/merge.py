@@ -60,6 +60,7 @@ def _over(model: PreTrainedModel, folder: Path) -> Iterator[Any]:
         require_four_bit(model.device)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
             # a tensor that is missing, or that the base has no place for, is only warned of
             warnings.filterwarnings("error", message=".*adapter keys.*")
             wrapped = PeftModel.from_pretrained(
@@ -125,7 +126,7 @@ def token_sequences(tokenizer: Tokenizer, *, limit: int) -> list[np.ndarray]:
 def logits_of(model: Any, sequences: Sequence[np.ndarray]) -> list[Tensor]:
     """Logits [T, V] of each sequence by a plain call, without forests."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.set_attn_implementation("sdpa")
+    inner.set_attn_implementation("eager")
     out = []
     for ids in sequences:
         batch = torch.from_numpy(ids.astype(np.int64))[None].to(model.device)

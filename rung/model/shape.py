@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pydantic
 
@@ -161,3 +162,18 @@ def _check(shape: Shape) -> None:
             f"{shape.heads} heads cannot share {shape.kv_heads} kv_heads evenly;"
             f" use kv_heads {', '.join(map(str, fitting))}"
         )
+
+
+def read_shape(config: Any, *, context: int) -> Shape:
+    """The dimensions that a transformers config names."""
+    heads = config.num_attention_heads
+    return Shape(
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        ffn=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        context=context,
+        tied=bool(getattr(config, "tie_word_embeddings", True)),
+        origins={},
+    )

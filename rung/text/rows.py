@@ -1,7 +1,6 @@
-"""Rows of JSON files: read with line numbers, recognised by shape, written with stable bytes."""
+"""Rows of files: read with line numbers, recognised by shape, written with stable bytes."""
 
 import gzip
-import io
 import json
 import os
 from collections import Counter
@@ -12,8 +11,12 @@ from typing import Any
 
 from rung.errors import DataError
 from rung.store.artefact import canonical_json
+from rung.text.json_rows import json_lines, json_list
+from rung.text.table_rows import csv_rows, parquet_rows
 
 Row = dict[str, Any]
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Shape:
     """A known layout of a row: the keys it needs, one worked example, and how to read it.
 
     `check` looks at types where keys alone are ambiguous; None means the keys decide.
+    optional: further keys that are read where a row has them.
     """
 
     name: str
@@ -28,23 +32,40 @@ class Shape:
     example: str
     read: Callable[[Row], Any]
     check: Callable[[Row], bool] | None = None
+    optional: tuple[str, ...] = ()
 
     def fits(self, row: Row) -> bool:
         return all(key in row for key in self.keys) and (self.check is None or self.check(row))
 
+    def unused(self, row: Row) -> list[str]:
+        """Keys of `row` that this shape does not read, in their order."""
+        return [key for key in row if key not in self.keys and key not in self.optional]
 
-def find_shape(row: Row, shapes: Sequence[Shape], *, where: str) -> Shape:
-    """The first of `shapes` that fits; DataError with the nearest one and its example otherwise."""
+
+def find_shape(row: Row, shapes: Sequence[Shape], *, where: str, hint: str = "") -> Shape:
+    """The first of `shapes` that fits; DataError with the nearest one and its example otherwise.
+
+    hint: ends the message.
+    """
     for shape in shapes:
         if shape.fits(row):
             return shape
+    raise DataError(f"{where}: no known shape; {nearest_shape(row, shapes)}{hint}")
+
+
+def nearest_shape(row: Row, shapes: Sequence[Shape]) -> str:
+    """What is there, what is missing to the nearest shape, how that looks, and the way out."""
     near = max(shapes, key=lambda shape: _likeness(row, shape))
     missing = [key for key in near.keys if key not in row]
     problem = f"it lacks {', '.join(missing)}" if missing else "the values have other types"
-    raise DataError(
-        f"{where}: no known shape; keys found: {', '.join(sorted(map(str, row))) or 'none'}. "
+    said = (
+        f"keys found: {', '.join(sorted(map(str, row))) or 'none'}. "
         f"Nearest: {near.name} ({problem}), for example {near.example}"
     )
+    spare = [key for key, value in row.items() if key not in near.keys and value and key != "where"]
+    if len(missing) == 1 and len(spare) == 1:
+        said += f"; if {spare[0]!r} is that: --set columns.{missing[0]}={spare[0]}"
+    return said
 
 
 def _likeness(row: Row, shape: Shape) -> tuple[float, int, int]:
@@ -52,30 +73,35 @@ def _likeness(row: Row, shape: Shape) -> tuple[float, int, int]:
     by type; fewer keys.
 
     {"prompt": "Hi", "good": "Hello!", "bad": "Go."} is a pair under other names, not a ranking
-    without its lists.
+    without its lists, nor a tree, whose prompt is an object.
     """
-    present = sum(key in row for key in shape.keys)
     try:
         example = json.loads(shape.example)
     except ValueError:  # shortened for reading
         example = {}
+    present = sum(
+        key in row and isinstance(row[key], dict) == isinstance(example.get(key, row[key]), dict)
+        for key in shape.keys
+    )
     wanted = Counter(type(example[k]) for k in shape.keys if k in example and k not in row)
     spare = Counter(type(value) for key, value in row.items() if key not in shape.keys)
     return present / len(shape.keys), (wanted & spare).total(), -len(shape.keys)
 
 
+def file_suffix(path: Path) -> str:
+    """ ".jsonl" of a.jsonl and of a.jsonl.gz."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
+
+
 def read_rows(path: Path, *, example: str = '{"text": "..."}') -> Iterator[tuple[int, Row]]:
-    """(line number, row) of a .jsonl file or (item number, row) of a .json list; both also .gz.
+    """(line, row) of a file of one of SUFFIXES, each but .parquet also .gz; in .parquet the row's
+    number. Any other name is read as .jsonl.
 
     Blank lines are passed over. DataError for a missing file, bytes that are not UTF-8, a line
-    that is not JSON and a value that is not an object, each with its line and a worked example.
+    that is not JSON, a doubled key and a value that is not an object, each with its line and a
+    worked example.
     """
-    text = _read_text(path)
-    if path.name.removesuffix(".gz").endswith(".json"):
-        values = _json_list(path, text, example=example)
-    else:
-        values = _json_lines(path, text, example=example)
-    for number, value in values:
+    for number, value in _values(path, example=example):
         if not isinstance(value, dict):
             raise DataError(
                 f"{path}:{number}: a row is a JSON object, found {type(value).__name__}; "
@@ -84,9 +110,21 @@ def read_rows(path: Path, *, example: str = '{"text": "..."}') -> Iterator[tuple
         yield number, value
 
 
-def _read_text(path: Path) -> str:
+def _values(path: Path, *, example: str) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; check the path in `files`")
+    suffix = file_suffix(path)
+    if suffix == ".parquet":
+        return parquet_rows(path)
+    text = _read_text(path)
+    if suffix in (".csv", ".tsv"):
+        delimiter = "," if suffix == ".csv" else "\t"
+        return csv_rows(text, path=str(path), delimiter=delimiter, example=example)
+    parse = json_list if suffix == ".json" else json_lines
+    return parse(text, path=str(path), example=example)
+
+
+def _read_text(path: Path) -> str:
     data = path.read_bytes()
     try:
         if data[:2] == b"\x1f\x8b":
@@ -99,32 +137,6 @@ def _read_text(path: Path) -> str:
         ) from None
     except (OSError, EOFError) as error:
         raise DataError(f"{path}: a damaged gzip file ({error}); make or copy it again") from None
-
-
-def _json_lines(path: Path, text: str, *, example: str) -> Iterator[tuple[int, Any]]:
-    # Not splitlines(): U+2028 and its kin may stand unescaped inside a JSON string.
-    for number, line in enumerate(io.StringIO(text), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}:{number}: not JSON ({error}); one object a line, for example {example}"
-            ) from None
-
-
-def _json_list(path: Path, text: str, *, example: str) -> Iterator[tuple[int, Any]]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    if not isinstance(values, list):
-        raise DataError(
-            f"{path}: a .json file holds a list of rows, found {type(values).__name__}; "
-            f"for example [{example}, ...]"
-        )
-    yield from enumerate(values, start=1)
 
 
 def write_rows(path: Path, rows: Iterable[Any], *, sync: bool = False) -> None:

@@ -40,6 +40,8 @@ class ViewReport:
             f"{self.kept:,} of {self.rows:,} conversations, {self.supervised_tokens:,} supervised "
             f"of {self.total_tokens:,} tokens"
         )
+        if self.total_tokens:
+            line += f" ({100 * self.supervised_tokens / self.total_tokens:.1f} %)"
         if self.shortened:
             line += f"; {self.shortened:,} lost trailing turns"
         for cause, count in self.dropped.items():
@@ -74,6 +76,24 @@ def conversation_view(
     until it fits. An answer is never cut in two: a model that learns from half an answer learns
     not to stop. Raises DataError for a malformed row, and when no supervised token is left.
     """
+    kept, report = fit_conversations(rows, tokenizer, context=context, overlong=overlong)
+    if not kept:
+        raise DataError(
+            f"no conversation is left to train on: {report.describe()}; the context is {context} "
+            "tokens: raise it, shorten the conversations, or give them answers"
+        )
+    trees = [document(rendered.ids, rendered.weights) for _, rendered in kept]
+    return ConversationView(trees=trees, rows=[index for index, _ in kept], report=report)
+
+
+def fit_conversations(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    context: int,
+    overlong: Literal["drop", "shorten"] = "drop",
+) -> tuple[list[tuple[int, Rendered]], ViewReport]:
+    """((index of the row, its tokens) of those that `conversation_view` keeps, the report)."""
     kept: list[tuple[int, Rendered]] = []
     causes: dict[str, list[str]] = {cause: [] for cause in CAUSES}
     shortened = 0
@@ -100,13 +120,7 @@ def conversation_view(
         total_tokens=sum(len(r.ids) for _, r in kept),
         examples={cause: names[:3] for cause, names in causes.items() if names},
     )
-    if not kept:
-        raise DataError(
-            f"no conversation is left to train on: {report.describe()}; the context is {context} "
-            "tokens: raise it, shorten the conversations, or give them answers"
-        )
-    trees = [document(rendered.ids, rendered.weights) for _, rendered in kept]
-    return ConversationView(trees=trees, rows=[index for index, _ in kept], report=report)
+    return kept, report
 
 
 def _shorten(rendered: Rendered, *, context: int) -> Rendered | None:

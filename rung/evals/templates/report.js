@@ -11,13 +11,18 @@
 
   function draw(element) {
     const spec = JSON.parse(element.dataset.spec);
-    const data = spec.data.map(({ slot: n, ...trace }) => ({
-      ...trace,
-      line: { width: 2, ...(trace.line ?? {}), color: slot(n) },
-      marker: { size: 6, color: slot(n) },
-      ...(trace.error_y ? { error_y: { ...trace.error_y, color: colour("--ink") } } : {}),
-      ...(trace.type === "bar" ? { line: undefined } : {}),
-    }));
+    const data = spec.data.map(({ slot: n, ...trace }) => {
+      if (trace.type === "heatmap") {
+        return { ...trace, showscale: false, colorscale: [[0, colour("--panel")], [1, slot(n)]] };
+      }
+      return {
+        ...trace,
+        line: { width: 2, ...(trace.line ?? {}), color: slot(n) },
+        marker: { size: 6, color: slot(n) },
+        ...(trace.error_y ? { error_y: { ...trace.error_y, color: colour("--ink") } } : {}),
+        ...(trace.type === "bar" ? { line: undefined } : {}),
+      };
+    });
     const { xaxis, yaxis, yaxis2, shapes, ...rest } = spec.layout;
     const layout = {
       ...rest,

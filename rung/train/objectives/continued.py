@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rung.errors import DataError
 from rung.model.load import context_length
-from rung.model.shape import Shape
+from rung.model.shape import Shape, read_shape
 from rung.store.context import Notes, StageContext
 from rung.tokens.corpus import load_corpus_tokens
 from rung.tokens.stream import DocumentStream, MixedStream, Stream
@@ -105,14 +105,4 @@ def build_stream(
 
 def shape_of(model: Any) -> Shape:
     """The dimensions of a loaded model, for budgets and FLOP."""
-    config = model.config
-    return Shape(
-        width=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        ffn=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        context=context_length(model),
-        tied=bool(config.tie_word_embeddings),
-        origins={},
-    )
+    return read_shape(model.config, context=context_length(model))

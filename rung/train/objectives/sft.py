@@ -35,6 +35,9 @@ class Config(TrainConfig):
     """Options of `rung sft`."""
 
     epochs: int = Field(2, ge=1, description="passes over the training conversations")
+    max_steps: int | None = Field(
+        None, ge=1, description="optimizer updates at most: ends in the middle of an epoch"
+    )
     tokens_per_step: int = Field(4096, ge=64, description="tokens of one optimizer update")
     microbatch_tokens: int = Field(8192, ge=64, description="tokens in memory at once")
     overlong: Literal["drop", "shorten"] = Field(
@@ -54,7 +57,7 @@ class SFTObjective(Objective[TorchForest]):
     def __init__(self, model: PreTrainedModel, view: ConversationView, config: Config) -> None:
         self.model, self.view, self.config = model, view, config
         self.device = pick_device(config.device)
-        self.plan = [
+        plan = [
             batch
             for epoch in range(config.epochs)
             for batch in plan_batches(
@@ -65,6 +68,13 @@ class SFTObjective(Objective[TorchForest]):
                 what="conversation",
             )
         ]
+        self.plan = plan[: config.max_steps]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all updates."""
+        lengths = self.view.lengths
+        return sum(lengths[index] for batch in self.plan for index in batch)
 
     def modules(self) -> nn.Module:
         return trained_part(self.model)
@@ -96,11 +106,12 @@ def run(context: StageContext, config: Config) -> Notes:
     length = min(context_length(model), config.tokens_per_step)
     view = conversation_view(rows, tokenizer, context=length, overlong=config.overlong)
     context.progress.say(view.report.describe())
-    result = train(SFTObjective(model, view, config), config, context)
+    objective = SFTObjective(model, view, config)
+    result = train(objective, config, context)
     save_trained(model, context.out, base=source.id)
     tokenizer.save_into(context.out)
     shape = shape_of(model)
-    tokens = view.report.total_tokens * config.epochs
+    tokens = objective.num_tokens
     mean_length = max(1, view.report.total_tokens // view.report.kept)
     flops = shape.flops_per_token(tokenizer.vocab_size, mean_length) * tokens
     flops *= share_of_full(model)
@@ -109,6 +120,7 @@ def run(context: StageContext, config: Config) -> Notes:
             "conversations": view.report.kept,
             "supervised_tokens": view.report.supervised_tokens,
             "total_tokens": view.report.total_tokens,
+            "tokens_seen": tokens,
             "shortened": view.report.shortened,
             **{f"dropped_{cause}": n for cause, n in view.report.dropped.items()},
         },
