@@ -324,8 +324,7 @@ def test_a_tokenizer_that_is_missing_too_large_or_broken_is_refused(source, tmp_
     refused(source, tmp_path, "has no tokenizer")
 
 
-def test_an_end_token_is_asked_for(tmp_path):
-    source = make_folder(tmp_path / "source")
+def test_an_end_token_is_asked_for(source, tmp_path):
     path = source / "tokenizer_config.json"
     config = json.loads(path.read_text())
     del config["eos_token"]

@@ -91,7 +91,10 @@ def verify_export(folder: Path, done: Export, *, say: Callable[[str], None]) -> 
     """The checks of an export of the artefact in `folder`, one a reader."""
     tokenizer = load_tokenizer(folder)
     model = load_model(folder)
-    asked = _ask(model, tokenizer)
+    limit = context_length(model)
+    if done.to == "gguf":  # which may be one sliding window
+        limit = int(read_gguf_header(done.gguf).of_model("context_length"))
+    asked = _ask(model, tokenizer, limit=max(2, limit - NUM_GREEDY))
     del model
     if done.to == "gguf":
         checks = [_check_gguf(asked, tokenizer, done)]
@@ -104,13 +107,12 @@ def verify_export(folder: Path, done: Export, *, say: Callable[[str], None]) -> 
 
 
 @torch.no_grad()
-def _ask(model: PreTrainedModel, tokenizer: Tokenizer) -> _Asked:
+def _ask(model: PreTrainedModel, tokenizer: Tokenizer, *, limit: int) -> _Asked:
     chats = [
         render(tokenizer, [{"role": "user", "content": q}], generation_prompt=True).ids
         for q in QUESTIONS
     ]
     texts = [np.append(np.int32(tokenizer.bos), tokenizer.encode(text)) for text in TEXTS]
-    limit = max(2, context_length(model) - NUM_GREEDY)
     prompts = [ids[:limit] for ids in (*chats, *texts)]
     head = output_head(model)
     logits = []

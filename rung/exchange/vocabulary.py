@@ -43,11 +43,6 @@ class Vocabulary:
 
     def write(self, folder: Path) -> str:
         """tokenizer.json and tokenizer_config.json; whose chat template it has, in words."""
-        if not self.named.get("eos_token"):
-            raise ArtefactError(
-                "the tokenizer names no end token (eos_token in tokenizer_config.json): a model "
-                "trained with it could not stop; name one"
-            )
         template, origin = self.template, "its own"
         if not template:
             template, origin = fallback_template(self.bpe, self.named)
@@ -135,7 +130,13 @@ def read_vocabulary(folder: Path, *, gguf_file: str | None = None) -> Vocabulary
 
 
 def check_fits(vocabulary: Vocabulary, rows: int, *, where: Path) -> None:
-    """ArtefactError when a token would have no row in an embedding of `rows` rows."""
+    """ArtefactError when a token would have no row in an embedding of `rows` rows, or none ends a
+    text."""
+    if not vocabulary.named.get("eos_token"):
+        raise ArtefactError(
+            f"{where}: the tokenizer names no end token (eos_token in tokenizer_config.json): a "
+            "model trained with it could not stop; name one"
+        )
     if vocabulary.num_ids > rows:
         raise ArtefactError(
             f"{where}: the tokenizer has ids up to {vocabulary.num_ids - 1:,} and the embedding "
