@@ -68,7 +68,7 @@ def test_two_answers_are_bradley_terry_also_with_a_margin() -> None:
 
 def test_each_pair_can_have_a_margin_of_its_own() -> None:
     # TRL's reward loss with margins: -log sigmoid(chosen - rejected - margin), summed over pairs
-    margin = torch.tensor([2.0, 2.0, 0.0, 0.0])  # of the ranking that an answer is of
+    margin = torch.tensor([2.0, 2.0, 0.0, 0.0])[:, None]  # of the ranking that a winner is of
     loss, count = _nll([1.5, 0.2, 0.1, 0.4], [1, 2, 1, 2], [0, 0, 1, 1], margin=margin)
     expected = -math.log(expit(1.3 - 2.0)) - math.log(expit(-0.3))
     assert (loss, count) == (pytest.approx(expected), 2)
@@ -76,8 +76,7 @@ def test_each_pair_can_have_a_margin_of_its_own() -> None:
 
 def test_margins_of_the_feedback_reach_the_loss() -> None:
     def tree(margin):
-        source = {} if margin is None else {"margin": margin}
-        record = SimpleNamespace(source=source)
+        record = SimpleNamespace(margin=margin, weight=1.0)
         return SimpleNamespace(ranks=np.array([1, 2]), record=record)
 
     trees = (tree(0.5), tree(None))
