@@ -50,7 +50,7 @@ def add_adapter(
     targets = find_targets(model, config.lora_targets)
     lora = LoraConfig(
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         use_rslora=config.adapter == "rslora",
         use_dora=config.adapter == "dora",
