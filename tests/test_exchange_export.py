@@ -56,7 +56,7 @@ def train(call, model, name, *options):
     """One pass of a few rows over `model`."""
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     call("dataset", "--set", "files=[rows.jsonl]", "--set", "heldout_fraction=0", "--name", "rows")
-    sets = ["epochs=1", "precision=fp32", "compile=off", *options]
+    sets = ["epochs=1", "precision=fp32", "compile=never", *options]
     words = [word for option in sets for word in ("--set", option)]
     call("sft", "--model", model, "--dataset", "rows", "--name", name, *words)
 
