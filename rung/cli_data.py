@@ -115,11 +115,11 @@ def _tokenizer(name: str | None, *, store: Path | None) -> tuple["Tokenizer | No
 def _print(found: "Survey") -> None:
     counts = found.counts
     for shape, rows in counts.shapes.most_common():
-        typer.echo(f"shape      {shape}: {rows:,} rows, the first at {counts.first[shape]}")
+        typer.echo(f"shape      {shape}: {_num(rows, 'row')}, the first at {counts.first[shape]}")
     if len(found.kinds) > 1:
         typer.echo(f"mixed      {_listed(found.kinds)}: give each stage files of its own")
     typer.echo(f"for        {', '.join(found.stages())}")
-    typer.echo(f"rows       {counts.rows:,} in {found.files:,} files; {_kept(found)}")
+    typer.echo(f"rows       {counts.rows:,} in {_num(found.files, 'file')}; {_kept(found)}")
     for lengths in found.lengths:
         said = lengths.describe().removeprefix(f"{lengths.unit}: ")
         typer.echo(f"{lengths.unit:10} {said}")
@@ -144,6 +144,10 @@ def _kept(found: "Survey") -> str:
     causes = ", ".join(f"{count:,} {cause}" for cause, count in found.dropped.most_common())
     limit = f" at a context of {found.context:,}" if found.context else ""
     return said + (f": {causes}" if causes else "") + limit
+
+
+def _num(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def _listed(counter: Counter[str]) -> str:

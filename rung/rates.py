@@ -114,7 +114,7 @@ def _classify(config: Any, parents: Parents) -> Estimate:
     config = config.resolved()
     # a reading without a gradient is a third of a pass; a head alone costs next to nothing
     passes = 1 / 3 if config.backbone == "frozen" else config.epochs + 1 / 3
-    flops = model.flops(passes * tokens, length=CONVERSATION)
+    flops = config.depth * model.flops(passes * tokens, length=CONVERSATION)
     return _trained(config, model, flops=flops, share=SHARE_CHAT, at_once=config.microbatch_tokens)
 
 

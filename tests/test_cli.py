@@ -18,6 +18,7 @@ import rung.stages
 from rung.cli import app
 from rung.cli_output import guarded
 from rung.cli_run import make_stage_command
+from rung.errors import ArtefactError
 from rung.store.store import Store
 
 HERE = Path(__file__).parent
@@ -27,12 +28,14 @@ VERBS = [
     "generate",
     "import",
     "export",
+    "predict",
     "report",
     "ls",
     "show",
     "lineage",
     "diff",
     "verify",
+    "merge",
     "gc",
     "doctor",
     "curate",
@@ -41,7 +44,9 @@ VERBS = [
     "continue",
     "instruct",
     "dataset",
+    "labels",
     "sft",
+    "classify",
     "collect",
     "feedback",
     "reward",
@@ -231,6 +236,55 @@ def test_generate_answers_scripts(tiny):
     assert out == tiny(*words, "--json", input="a\nb\n").stdout  # prompts from stdin, same seed
     assert rows != json.loads(tiny(*words, "--raw", "--json", input="a\nb\n").stdout)
     assert tiny(*words, "--prompt", "a").stdout.strip("\n") == rows[0]["text"].strip("\n")
+
+
+@pytest.fixture
+def tuned(tiny):
+    """The same store with an adapter on its model."""
+    from rung.model.adapters import AdapterConfig, add_adapter, save_trained
+    from rung.model.load import load_model
+    from rung.tokens.tokenizer import load_tokenizer
+
+    store = Store()
+    base = store.open("tiny")
+    model = load_model(base.path)
+    add_adapter(model, AdapterConfig(adapter="lora"), dtype=model.dtype)
+    work = store.begin("1" * 64)
+    save_trained(model, work.out, base=base.id)
+    load_tokenizer(base.path).save_into(work.out)
+    described = {"stage": "sft", "config": {}, "parents": {"model": base.id}, "notes": {}}
+    store.set_name("tuned", store.commit(work, kind="model", **described))
+    work.release()
+    return tiny
+
+
+def test_an_adapter_talks_and_merges(tuned):
+    words = ("--max-new-tokens", "5", "--temperature", "0", "--prompt", "a", "--json")
+    # its B is zero still: it says what its base says
+    assert tuned("generate", "tuned", *words).stdout == tuned("generate", "tiny", *words).stdout
+    assert "pass" in tuned("merge", "tuned", "--as", "whole").stdout
+    merged = Store().open("whole")
+    assert merged.stage == "merge"
+    assert "model.safetensors" in merged.files
+    tuned("merge", "tuned")
+    assert Store().open("tuned-merged").id == merged.id
+    assert "whole model already" in tuned("merge", "tiny", code=2).stderr
+
+
+def test_gc_keeps_the_base_of_an_adapter_and_verify_misses_it(tuned):
+    store = Store()
+    (store.root / "names/tiny").unlink()
+    base = store.open("tuned").parents["model"]
+    assert "0 folders" in tuned("gc").stdout
+    assert "2 of 2 artefacts are whole" in tuned("verify", "tuned").stdout
+    weights = store.root / "objects" / base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(ArtefactError, match="damaged"):
+        store.checked(store.open("tuned"))
+    assert base[:12] in tuned("verify", "tuned", code=2).stdout
+    (store.root / "objects" / base).rename(store.root / "elsewhere")
+    assert f"adapter on {base}" in tuned("verify", "tuned", code=2).stdout
+    assert f"adapter on {base}" in tuned("generate", "tuned", "--prompt", "a", code=2).stderr
 
 
 def test_chat_talks_until_quit(tiny):

@@ -278,6 +278,20 @@ def test_claims_and_refusals_by_hand() -> None:
     assert totals["stop_rate"]["value"] == 1.0
 
 
+def test_figures_of_the_users_formats_by_hand() -> None:
+    def own(name: str, form: str, utility: float) -> dict:
+        return {**item(name, utility=utility), "format": form, "split_group": "files"}
+
+    items = [own("a", "labels", 1.0), own("b", "labels", 0.0), own("c", "passage", 0.5)]
+    totals = tally_totals(items, seed=0)
+    assert totals["exact/labels"]["value"] == 0.5
+    assert (totals["rouge_l/labels"]["value"], totals["rouge_l/labels"]["n"]) == (0.5, 2)
+    assert totals["rouge_l/passage"]["value"] == 0.5
+    # a user's format of that name is not the one with the documentation in the prompt
+    assert "passage_rouge_l" not in totals
+    assert "rouge_l/labels" not in tally_totals(items[:2], seed=0)
+
+
 def test_comparison_is_paired_by_question() -> None:
     before = [item("a", utility=0.2), item("b", utility=0.9), item("only-before")]
     before += [item("m", group="made_up", utility=0.0)]

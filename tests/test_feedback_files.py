@@ -183,6 +183,58 @@ def test_a_wrong_row_is_named(tmp_path, row, message):
         run(tmp_path, PAIRS["explicit text"], row)
 
 
+def test_a_margin_is_kept(tmp_path):
+    _, records = run(tmp_path, {**PAIRS["explicit text"], "margin": 2}, PAIRS["openai"])
+    assert [record.source.get("margin") for record in records] == [2.0]  # the second is the same
+    for wrong in (-1, "much", True, float("nan")):
+        with pytest.raises(DataError, match=r"in\.jsonl:1: margin .* must be a number from 0"):
+            run(tmp_path, {**PAIRS["explicit text"], "margin": wrong})
+
+
+def test_system_tools_and_history_are_part_of_the_prompt(tmp_path):
+    row = {**PAIRS["alpaca"], "system": "Be brief.", "history": [["Ho", "Ha"]]}
+    _, (record,) = run(tmp_path, row)
+    assert [m["content"] for m in record.prompt] == ["Be brief.", "Ho", "Ha", "Hi"]
+
+
+def test_pairs_that_several_people_judged_are_a_ranking_each(tmp_path):
+    row = {"instruction": "Hi", "input": "", "response1": GOOD, "response2": BAD}
+    verdicts = {"annotator1": 1, "annotator2": 2, "annotator3": 0}
+    report, records = run(tmp_path, {**row, **verdicts}, {**row, "response1": True, **verdicts})
+    assert [(r.annotator, r.ranks) for r in records] == [
+        ("annotator1", [1, 2]),
+        ("annotator2", [2, 1]),
+        ("annotator3", [1, 1]),
+    ]
+    assert report["dropped"] == {"answer_is_no_text": 1}
+
+
+def test_steps_are_ranked_among_the_solutions_of_their_prompt(tmp_path):
+    def steps(*labels, prompt="2+3*2?", last="c"):
+        completions = [*"ab"[: len(labels) - 1], last]
+        return {"prompt": prompt, "completions": completions, "labels": list(labels)}
+
+    report, (record,) = run(
+        tmp_path,
+        steps(True, False, True),  # one right step of three before the first wrong one
+        steps(True, True, True, last="d"),
+        steps(1, 0, last="e"),  # one of two
+        steps(True, prompt="Alone?"),
+    )
+    assert record.answers == ["a\nb\nc", "a\nb\nd", "a\ne"]
+    assert record.ranks == [3, 1, 2]
+    assert record.ratings == [1 / 3, 1.0, 0.5]
+    assert report["dropped"] == {"only_solution_of_its_prompt": 1}
+
+
+def test_tables_columns_and_keys_that_are_not_used(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("prompt,good,rejected,score_of_it\nHi,Hello!,Go.,3\n")
+    report, (record,) = run_files(tmp_path, path, columns={"chosen": "good"})
+    assert record.answers == [GOOD, "Go."]
+    assert report["unused_keys"] == {"score_of_it": 1}
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"no usable preference.*equal_answers"):
         run(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "a"})
@@ -205,6 +257,25 @@ def test_real_human_pairs_with_implicit_prompts(tmp_path):
         assert pairs(record) == [(0, 1)]
     # in one real row the assistant itself says "Human:"; all other turns are told apart
     assert sum("\n\nHuman:" in answer for r in records for answer in r.answers) == 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")
+def test_real_trees_and_real_annotators(tmp_path):
+    report, records = run_files(tmp_path, DATA / "oasst_trees", DATA / "pandalm")
+    assert report["shapes"] == {"tree": 100, "annotated pair": 499}
+    assert set(report["annotators"]) == {"annotator1", "annotator2", "annotator3", "files"}
+    trees = [r for r in records if r.source["shape"] == "tree"]
+    # every ranked reply but those that stand alone: 641 in the file
+    assert 600 < sum(len(r.answers) for r in trees) <= 641
+    assert all(r.prompt[-1]["role"] == "user" for r in trees)
+    assert report["ties"] > 100
+    # people agree: the share of equal verdicts among those who judged the same pair
+    verdicts = {}
+    for r in records:
+        if r.source["shape"] == "annotated pair":
+            verdicts.setdefault(str((r.prompt, r.answers)), []).append(tuple(r.ranks))
+    same = [len(set(v)) == 1 for v in verdicts.values() if len(v) == 3]
+    assert sum(same) / len(same) > 0.8
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")

@@ -159,3 +159,16 @@ def test_mistakes_of_the_page_are_told_before_torch_is_loaded(tmp_path):
         "assert found.exit_code == 2 and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_an_adapter_saves_memory_products_and_disk(recipe, tmp_path, peak):
+    page = tmp_path / "adapted.yaml"
+    page.write_text(
+        (tmp_path / "first.yaml")
+        .read_text()
+        .replace("{stage: sft, model: base,", "{stage: sft, adapter: lora, model: base,")
+    )
+    full, lora = (plan(one, tmp_path)["chat"] for one in (recipe, load_recipe(page)))
+    assert lora.seconds - 4 == pytest.approx((full.seconds - 4) * 2 / 3)
+    assert lora.memory_gb < full.memory_gb
+    assert lora.disk_gb < full.disk_gb / 2

@@ -69,7 +69,7 @@ def test_real_pairs_judged_by_three_people_each():
     found = survey([str(DATA / "pandalm")])
     assert found.counts.shapes == {"annotated pair": 499}
     # 496 rows with three verdicts each and 3 whose answer is no text
-    assert found.dropped["duplicate"] == 45  # 15 rows, counted by hand
+    assert found.dropped["duplicate"] == 45  # an independent count says the same
     assert found.samples == 3 * 496 + 3
     assert found.dropped["answer_is_no_text"] == 3
     assert found.kept + found.dropped.total() == found.samples
@@ -94,9 +94,9 @@ def test_the_output_by_hand(tmp_path, monkeypatch):
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "shape      messages: 2 rows, the first at a.jsonl:1",
-        "shape      prompt-completion: 1 rows, the first at a.jsonl:3",
+        "shape      prompt-completion: 1 row, the first at a.jsonl:3",
         "for        dataset",
-        "rows       3 in 1 files; 1 kept, 2 dropped: 1 duplicate, 1 empty_message",
+        "rows       3 in 1 file; 1 kept, 2 dropped: 1 duplicate, 1 empty_message",
         # "Hi" and "Hello!": 2 and 6 characters
         "characters median 8, 95 % up to 8, longest 8; 75.0 % of 8 are trained on",
         "not used   note 1",
@@ -170,7 +170,7 @@ def test_json_is_one_value_with_all_counts(tmp_path, tokenizer_folder, monkeypat
 def test_columns_are_read_as_others(tmp_path):
     path = write(tmp_path / "a.jsonl", {"frage": "Hi", "antwort": "Ho"})
     words = ["data", "show", path, "--column", "prompt=frage", "--column", "completion=antwort"]
-    assert "prompt-completion: 1 rows" in CliRunner().invoke(app, words).stdout
+    assert "prompt-completion: 1 row," in CliRunner().invoke(app, words).stdout
     result = CliRunner().invoke(app, [*words[:3], "--column", "prompt"])
     assert (result.exit_code, "write it as ours=theirs" in result.stderr) == (2, True)
     result = CliRunner().invoke(app, ["data", "show", path, "--context", "9"])

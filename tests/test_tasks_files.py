@@ -21,6 +21,18 @@ SHAPES = {
     "alpaca": {"instruction": "Hi", "input": "", "output": "Hello!"},
     "prompt-completion": {"prompt": "Hi", "completion": "Hello!"},
     "prompt-completion of messages": {"prompt": TURNS[:1], "completion": TURNS[1:]},
+    "question-answer": {"question": "Hi", "answer": "Hello!"},
+    "turns": {"text": "### Human: Hi ### Assistant: Hello!"},
+    "tree": {
+        "prompt": {
+            "text": "Hi",
+            "role": "prompter",
+            "replies": [
+                {"text": "Go.", "role": "assistant", "rank": 1},
+                {"text": "Hello!", "role": "assistant", "rank": 0},
+            ],
+        }
+    },
 }
 
 
@@ -116,6 +128,96 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
         run(tmp_path, path)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "Hi", "good": "Hello!", "bad": "Go."},
+            r"no answer, but 'good', 'bad' may be one.*Nearest: prompt-completion \(it lacks "
+            r"completion\).*--set ignore=\[good,bad\].*stage `feedback`",
+        ),
+        ({"prompt": "Hi", "response": "Ho"}, r"'response' may be .* columns\.completion=response"),
+        (
+            {"conversations": SHAPES["sharegpt"]["conversations"][:1], "chosen": "a"},
+            "'chosen' may be one .*stage `feedback`",
+        ),
+        ({"chosen": "a", "rejected": "b"}, "no known shape.*stage `feedback`"),
+        ({"messages": TURNS, "label": False}, r"label is false: .*`feedback`.*ignore=\[label\]"),
+        ({"prompt": "Hi", "completion": "Ho", "kto_tag": True}, "kto_tag is true"),
+        ({"text": "Only text."}, "no known shape.*stage `curate`"),
+        ({"prompt": "Hi", "completions": ["a"], "labels": [True]}, "stage `feedback`"),
+    ],
+)
+def test_answers_under_other_names_are_not_lost_in_silence(tmp_path, row, message):
+    path = write(tmp_path / "a.jsonl", SHAPES["messages"], row)
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+        run(tmp_path, path)
+
+
+def test_what_is_passed_over_knowingly_is_and_the_rest_is_said(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "Hi", "good": "Hello!", "source": "web"},
+        {"messages": [{**TURNS[0], "mood": "glad"}, TURNS[1]], "label": True, "chosen": "x"},
+    )
+    context = stage_context(tmp_path)
+    config = files.Config(files=(str(path),), ignore=("good", "label"), heldout_fraction=0)
+    files.run(context, config)
+    report = json.loads((context.out / "report.json").read_text())
+    assert report["unused_keys"] == {"chosen": 1, "mood of a message": 1, "source": 1}
+    said = "\n".join(context.progress.lines)
+    assert "keys that are not used: chosen (1)" in said
+    assert "assistant: [Hello!]" in said
+
+
+def test_columns_give_keys_their_usual_names(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"instruction": "Hi", "context": "C", "response": "Ho"})
+    columns = {"input": "context", "output": "response"}
+    report, rows = run(tmp_path, path, columns=columns, heldout_fraction=0)
+    assert report["shapes"] == {"alpaca": 1}
+    assert [m["content"] for m in rows["train"][0]["messages"]] == ["Hi\nC", "Ho"]
+
+
+def test_labelled_texts_become_questions_about_the_labels(tmp_path):
+    (tmp_path / "films.csv").write_text("text,label\nGreat.,good\nDull.,bad\n")
+    _, rows = run(tmp_path, tmp_path / "films.csv", heldout_fraction=0)
+    asked = {row["messages"][0]["content"]: row["truth"]["answer"] for row in rows["train"]}
+    assert asked == {
+        "Which label fits this text? Labels: bad, good.\n\nGreat.": "good",
+        "Which label fits this text? Labels: bad, good.\n\nDull.": "bad",
+    }
+
+
+def test_formats_are_mixed_and_the_realised_shares_told(tmp_path):
+    one = write(
+        tmp_path / "sums.jsonl", *({"prompt": f"{i}+1", "completion": "x"} for i in range(40))
+    )
+    two = write(
+        tmp_path / "chats.jsonl",
+        *({"prompt": f"Hi {i}", "completion": "xxx"} for i in range(200)),
+        {"prompt": "Bye", "completion": "xxx", "format": "sums"},
+    )
+    config = {"heldout_fraction": 0.2, "weights": {"sums": 1, "chats": 3}, "repeat": 2}
+    report, rows = run(tmp_path, one, two, **config)
+    formats = report["formats"]
+    train = formats["train"]
+    # the scarce format twice, and three times as many of the other
+    assert train["sums"]["rows"] == 2 * formats["available"]["sums"]["rows"]
+    assert abs(train["sums"]["share"] - 0.25) < 0.01
+    assert len(rows["train"]) == train["sums"]["rows"] + train["chats"]["rows"]
+    held = [row["format"] for row in rows["heldout"]]
+    assert {"sums", "chats"} == set(held)
+    assert len({row["id"] for row in rows["heldout"]}) == len(held)
+    with pytest.raises(DataError, match="no row to train on has the format 'sum'; did you mean"):
+        run(tmp_path / "b", one, two, weights={"sum": 1, "chats": 1})
+
+
+def test_broken_characters_are_dropped_and_counted(tmp_path):
+    path = write(tmp_path / "a.jsonl", SHAPES["messages"], {"prompt": "Hi", "completion": "\ud800"})
+    report, _ = run(tmp_path, path, heldout_fraction=0)
+    assert report["dropped"] == {"half_a_character": 1}
+
+
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         run(tmp_path, tmp_path / "none.jsonl")
@@ -152,6 +254,23 @@ def test_a_changed_file_is_another_input(tmp_path):
     before = files.fingerprint(config)
     write(path, SHAPES["alpaca"])
     assert files.fingerprint(config) != before
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")
+def test_real_files_of_tool_calls_trees_and_turns(tmp_path):
+    names = (
+        "llamafactory_demo/glaive_toolcall_en_demo.json",
+        "oasst_trees/en_100_tree.jsonl",
+        "dolly_openqa/chinkara-open_qa.jsonl",
+    )
+    report, rows = run(tmp_path, *(DATA / name for name in names))
+    assert report["shapes"] == {"sharegpt": 300, "tree": 100, "turns": 3742}
+    assert report["rows_read"] == sum(report["rows"].values()) + sum(report["dropped"].values())
+    tools = [row for row in rows["train"] if row["format"] == "glaive_toolcall_en_demo"]
+    calls = [m for row in tools for m in row["messages"] if "<tool_call>" in m["content"]]
+    assert len(calls) > 100
+    assert {m["role"] for m in calls} == {"assistant", "system"}
+    assert {row["format"] for row in rows["train"]} == {Path(name).stem for name in names}
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not beside the repository")

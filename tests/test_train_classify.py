@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rung.engine.classify import TextClassifier, encode_texts, pack_texts, read_
 from rung.errors import ArtefactError, ConfigError
 from rung.model.classifier import Classifier, Labelling, load_classifier, read_labelling
 from rung.model.load import load_model
+from rung.tokens.forest import document
 from rung.tokens.tokenizer import load_tokenizer
 from rung.train.label_texts import Texts, class_weights, load_labelled, split_validation
 from rung.train.objectives import classify
@@ -89,6 +91,27 @@ def test_evidence_is_that_of_separate_sequences(tmp_path) -> None:
     torch.testing.assert_close(torch.cat(list(pieces)), packed, atol=1e-5, rtol=0)
     logits = model.logits(pack_texts(encoded.trees))
     torch.testing.assert_close(logits, model.head(torch.stack(alone)), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_the_lower_layers_alone_are_the_states_between(tmp_path) -> None:
+    source = named_model(tmp_path)
+    plain = load_model(source.path)
+    plain.config._attn_implementation = "eager"
+    ids = torch.tensor([[1, 5, 9, 4]])
+    between = plain.model(ids, output_hidden_states=True).hidden_states[1]
+    wanted = plain.model.norm(between)[0]
+    model = Classifier(load_model(source.path), replace(LABELLING, layers=1))
+    assert sum(".layers." in name for name in model.state_dict()) == sum(
+        ".layers.0." in name for name in plain.state_dict()
+    )
+    tree = document(ids[0].numpy(), np.array([0, 1, 1, 0]))
+    read = model.evidence(pack_texts([tree]))[0]
+    torch.testing.assert_close(read[:16], wanted[-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(read[16:], wanted[1:3].mean(0), atol=1e-5, rtol=0)
+    with model.whole_backbone() as backbone:
+        assert set(backbone.state_dict()) == set(plain.state_dict())
+    assert len(model.backbone.model.layers) == 1
 
 
 def test_long_texts_lose_their_end_and_keep_the_template(tmp_path) -> None:
@@ -259,7 +282,7 @@ def test_a_killed_run_ends_in_the_same_bytes(tmp_path, monkeypatch, config) -> N
     inputs = {"model": named_model(tmp_path), "labels": labels_artefact(tmp_path / "labels")}
     whole, killed = context(tmp_path / "a", **inputs), context(tmp_path / "b", **inputs)
     classify.run(whole, config)
-    steps = {"left": 40}
+    steps = {"left": 20}
     after = classify.ClassifyObjective.after_iteration
 
     def stop(self, iteration, metrics):

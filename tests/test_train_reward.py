@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,13 @@ from rung.model.load import load_model
 from rung.tokens.forest import document, group, pack
 from rung.train import scorecard
 from rung.train.objectives import reward
-from rung.train.objectives.reward import Config, centring_penalty, ranking_nll
+from rung.train.objectives.reward import (
+    Config,
+    EvidenceBatch,
+    centring_penalty,
+    ranking_loss,
+    ranking_nll,
+)
 
 ONE = torch.zeros(3, dtype=torch.long)
 
@@ -57,6 +64,33 @@ def test_two_answers_are_bradley_terry_also_with_a_margin() -> None:
     for margin in (0.0, 0.7):
         loss, count = _nll([0.2, 1.5], [2, 1], margin=margin)
         assert (loss, count) == (pytest.approx(-math.log(expit(1.3 - margin))), 1)
+
+
+def test_each_pair_can_have_a_margin_of_its_own() -> None:
+    # TRL's reward loss with margins: -log sigmoid(chosen - rejected - margin), summed over pairs
+    margin = torch.tensor([2.0, 2.0, 0.0, 0.0])  # of the ranking that an answer is of
+    loss, count = _nll([1.5, 0.2, 0.1, 0.4], [1, 2, 1, 2], [0, 0, 1, 1], margin=margin)
+    expected = -math.log(expit(1.3 - 2.0)) - math.log(expit(-0.3))
+    assert (loss, count) == (pytest.approx(expected), 2)
+
+
+def test_margins_of_the_feedback_reach_the_loss() -> None:
+    def tree(margin):
+        source = {} if margin is None else {"margin": margin}
+        record = SimpleNamespace(source=source)
+        return SimpleNamespace(ranks=np.array([1, 2]), record=record)
+
+    trees = (tree(0.5), tree(None))
+    batch = EvidenceBatch(
+        torch.zeros(4, 1),
+        torch.tensor([1, 2, 1, 2]),
+        torch.tensor([0, 0, 1, 1]),
+        trees,  # type: ignore[arg-type]
+    )
+    scores = torch.tensor([1.5, 0.2, 0.1, 0.4])
+    sums = ranking_loss(scores, batch, Config(margin=0.25, centring=0.0), tokens=0)
+    expected = -math.log(expit(1.3 - 0.75)) - math.log(expit(-0.3 - 0.25))
+    assert float(sums.loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_tied_answers_run_against_the_worse_one_only() -> None:

@@ -5,7 +5,8 @@ C labels, W width, F = 2 W values of evidence, B texts
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from rung.errors import ArtefactError
 from rung.model.adapters import save_trained, trained_part
 from rung.model.attention import TorchForest
+from rung.model.depth import put_upper, take_upper
 from rung.model.forward import hidden_states
 from rung.model.load import load_model
 from rung.model.types import PreTrainedModel
@@ -32,16 +34,18 @@ class Labelling:
 
     labels: in the order of the outputs. multi_label: every label is decided for itself.
     template: the text as the backbone reads it, {text} once. max_tokens: of a text with its
-    template; the end of a longer one is not read. temperature: logits are divided by it.
+    template; the end of a longer one is not read. layers: how many of the backbone's are run; 0
+    all. temperature: logits are divided by it.
     thresholds: of multi-label probabilities, one a label; empty otherwise.
 
-    Example: Labelling(("negative", "positive"), False, "{text}", 512, 1.4, ())
+    Example: Labelling(("negative", "positive"), False, "{text}", 512, 20, 1.4, ())
     """
 
     labels: tuple[str, ...]
     multi_label: bool
     template: str
     max_tokens: int
+    layers: int = 0
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
 
@@ -89,6 +93,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.labelling = labelling
+        # a tuple: modules that are not run are neither trained nor moved nor checkpointed
+        self._upper = tuple(take_upper(backbone, labelling.layers) if labelling.layers else ())
         width = int(backbone.config.hidden_size)
         self.head = LabelHead(2 * width, len(labelling.labels))
 
@@ -114,6 +120,16 @@ class Classifier(nn.Module):
         """Logits before the temperature, float32 [B, C], differentiable."""
         return self.head(self.evidence(forest))
 
+    @contextmanager
+    def whole_backbone(self) -> Iterator[PreTrainedModel]:
+        """The backbone with the layers above those that are read, as it is saved."""
+        put_upper(self.backbone, list(self._upper))
+        try:
+            yield self.backbone
+        finally:
+            if self._upper:
+                take_upper(self.backbone, self.labelling.layers)
+
     def calibrate(self, *, temperature: float, thresholds: tuple[float, ...]) -> None:
         """Set what was fitted after training."""
         self.labelling = replace(self.labelling, temperature=temperature, thresholds=thresholds)
@@ -130,7 +146,8 @@ def save_classifier(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not frozen:
-        save_trained(model.backbone, folder, base=base)
+        with model.whole_backbone() as backbone:
+            save_trained(backbone, folder, base=base)
     head = model.head.state_dict()
     save_file({k: v.detach().float().contiguous() for k, v in head.items()}, folder / HEAD_FILE)
     whole = {**record, **asdict(model.labelling), "base": base if frozen else None}
@@ -170,6 +187,7 @@ def read_labelling(folder: Path) -> Labelling:
         multi_label=bool(record["multi_label"]),
         template=str(record["template"]),
         max_tokens=int(record["max_tokens"]),
+        layers=int(record["layers"]),
         temperature=float(record["temperature"]),
         thresholds=tuple(map(float, record["thresholds"])),
     )

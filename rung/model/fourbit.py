@@ -5,6 +5,7 @@ the adapter learned on is the dequantised weight, so that is what it is merged o
 """
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -34,18 +35,23 @@ class FourBit(nn.Module):
 
 def quantise(weight: Tensor) -> tuple[Tensor, Any]:
     """(codes uint8, scales and shape) of a matrix."""
-    from bitsandbytes.functional import quantize_4bit
-
     matrix = weight.detach().float().contiguous()
-    codes, state = quantize_4bit(matrix, blocksize=BLOCK, quant_type="nf4")
+    codes, state = _library().quantize_4bit(matrix, blocksize=BLOCK, quant_type="nf4")
     return codes, state
 
 
 def dequantise(codes: Tensor, state: Any) -> Tensor:
     """float32, of the shape that was quantised."""
-    from bitsandbytes.functional import dequantize_4bit
+    matrix: Tensor = _library().dequantize_4bit(codes, state)
+    return matrix
 
-    return dequantize_4bit(codes, state)
+
+def _library() -> Any:
+    # It logs that a product of its own is missing, which is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes.functional as library
+
+    return library
 
 
 def round_trip(weight: Tensor) -> Tensor:

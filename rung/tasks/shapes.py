@@ -56,7 +56,7 @@ def unused_keys(shape: Shape, row: Row) -> list[str]:
     for value in (row.get(key) for key in shape.keys):
         for item in value if isinstance(value, list) else ():
             extra = set(item) - MESSAGE_KEYS if isinstance(item, dict) else set()
-            keys += [f"{key} of a message" for key in sorted(extra) if item[key]]
+            keys += [f"{name} of a message" for name in sorted(map(str, extra)) if item.get(name)]
     return list(dict.fromkeys(keys))
 
 

@@ -23,6 +23,7 @@ from rung.engine.classify import Encoded, encode_texts, pack_texts, read_evidenc
 from rung.model.adapters import drop_inputs
 from rung.model.attention import TorchForest
 from rung.model.classifier import Classifier, Labelling, save_classifier
+from rung.model.depth import count_layers
 from rung.model.load import context_length
 from rung.model.precision import pick_device, pick_dtype
 from rung.store.context import Notes, Progress, StageContext
@@ -52,6 +53,9 @@ class Config(TrainConfig):
     texts_per_update: int = Field(32, ge=1, description="texts in one optimizer update")
     microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     max_tokens: int = Field(512, ge=16, description="tokens read of a text with its template")
+    depth: float = Field(
+        0.67, gt=0, le=1, description="share of the decoder layers that reads; the rest is not run"
+    )
     template: str = Field("{text}", description="the text as the model reads it, {text} once")
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: every label counts the same, however rare"
@@ -246,7 +250,8 @@ def run(context: StageContext, config: Config) -> Notes:
     data = load_labelled(context.input("labels"))
     backbone = start_model(source.path, config)
     length = min(config.max_tokens, context_length(backbone))
-    labelling = Labelling(data.labels, data.multi_label, config.template, length)
+    layers = max(1, round(config.depth * count_layers(backbone)))
+    labelling = Labelling(data.labels, data.multi_label, config.template, length, layers)
     fit, validation = split_validation(
         data.train, fraction=config.validation_fraction, seed=config.seed
     )
