@@ -201,7 +201,9 @@ def read_pieces(path: Path, vocab: int) -> tuple[list[str], list[float]]:
                 raise ArtefactError(f"{path} is cut short in entry {len(pieces)}; copy it again")
             pieces.append(content[at - length : at].decode("utf-8"))
             scores.append(score)
-    except (struct.error, UnicodeDecodeError) as error:
+    except struct.error:
+        raise ArtefactError(f"{path} is cut short after {len(pieces)} entries") from None
+    except UnicodeDecodeError as error:
         raise ArtefactError(f"{path} is no llama2.c tokenizer: {error}") from None
     if len(pieces) != vocab:
         raise ArtefactError(

@@ -5,6 +5,7 @@ artefact under Rung's own attention for the logits, and Rung's own renderer for 
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,9 @@ def _check_hf(asked: _Asked, tokenizer: Tokenizer, done: Export) -> Check:
                 f"--verify needs the base on this machine, and {done.base} is no folder here"
             )
         base = AutoModelForCausalLM.from_pretrained(done.base, **options)
-        model: Any = PeftModel.from_pretrained(base, str(done.folder)).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+            model: Any = PeftModel.from_pretrained(base, str(done.folder)).eval()
         reader = "peft"
     else:
         model = AutoModelForCausalLM.from_pretrained(str(done.folder), **options).eval()
