@@ -17,7 +17,7 @@ from rung.store.artefact import canonical_json
 from rung.tasks.files import why_dropped as why_conversation_dropped
 from rung.tasks.shapes import EXAMPLE, LABELLED, label_text, read_conversation, unused_keys
 from rung.tasks.shapes import SHAPES as CONVERSATION_SHAPES
-from rung.text.messages import Message, assistant, is_broken
+from rung.text.messages import Message, is_broken
 from rung.text.rows import Row, Shape, find_shape
 from rung.text.sources import Source, source_rows
 
@@ -27,44 +27,21 @@ STAGE_OF: Mapping[str, str] = {
     "preference": "feedback",
     "unpaired": "feedback",
     "text": "curate",
-    "classification": "classify (or dataset: a question about labels)",
+    "classification": "labels (or dataset: a question about labels)",
 }
 
 
-def _is_verdict(row: Row) -> bool:
-    return isinstance(row.get("label", row.get("kto_tag")), bool)
-
-
-def _read_unpaired(row: Row) -> tuple[list[Message], str]:
-    """(prompt, answer) of a conversation whose last answer is judged good or bad."""
-    plain = {key: value for key, value in row.items() if key not in _VERDICTS}
-    _, messages = read_conversation(plain, where=row["where"])
-    if messages[-1]["role"] != "assistant" or len(messages) < 2:
-        raise DataError(f"{row['where']}: no answer at the end, so there is nothing judged")
-    return messages[:-1], messages[-1]["content"]
-
-
-_VERDICTS = ("label", "kto_tag", "where")
 TEXT = Shape("text", ("text",), '{"text": "One document as plain text."}', lambda row: row["text"])
-UNPAIRED = tuple(
-    Shape(
-        "kto",
-        keys,
-        '{"prompt": "Hi", "completion": "Hello!", "label": true}',
-        _read_unpaired,
-        check=_is_verdict,
-        optional=("label", "kto_tag", "system", "tools", "input", "history"),
-    )
-    for keys in (
-        ("prompt", "completion"),
-        ("messages",),
-        ("conversations",),
-        ("instruction", "output"),
-    )
-)
 # A tree can be both; it is shown as the conversation along its best replies.
 _JUDGED = tuple(shape for shape in JUDGED_SHAPES if shape.name != "tree")
-SHAPES = (*_JUDGED, *UNPAIRED, *CONVERSATION_SHAPES, TEXT)
+SHAPES = (*_JUDGED, *CONVERSATION_SHAPES, TEXT)
+
+
+def _shapes_of(row: Row) -> Sequence[Shape]:
+    """Those a row can be of. A label that is a word says what a row is about, not how good."""
+    if row.get("label", True) in (True, False):  # 1 and 0, too
+        return SHAPES
+    return tuple(shape for shape in SHAPES if shape not in _JUDGED or "label" not in shape.keys)
 
 
 @dataclass(frozen=True)
@@ -106,7 +83,7 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of every row: at least one each. DataError as the stages raise it."""
     for where, row in source_rows(source, example=EXAMPLE, columns=columns):
-        shape = find_shape(row, SHAPES, where=where)
+        shape = find_shape(row, _shapes_of(row), where=where)
         counts.rows += 1
         counts.shapes[shape.name] += 1
         counts.first.setdefault(shape.name, where)
@@ -120,15 +97,11 @@ def _samples(shape: Shape, row: Row, counts: Counts, *, where: str) -> Iterator[
         for judged in judgements:
             # one solution alone is no preference yet; the stage ranks those of a prompt
             drop = "" if shape.name == "stepwise" else why_judgement_dropped(judged)
-            said = (judged.ranks, judged.flags, judged.ratings, judged.annotator)
-            yield Sample("preference", where, drop, judged.prompt, judged.answers, verdict=said)
+            said = (judged.ranks, judged.flags, judged.ratings, judged.labels, judged.annotator)
+            kind: Kind = "preference" if judged.labels is None else "unpaired"
+            yield Sample(kind, where, drop, judged.prompt, judged.answers, verdict=said)
         if not judgements:
             yield Sample("preference", where, "no_ranked_replies")
-    elif shape in UNPAIRED:
-        prompt, answer = shape.read({**row, "where": where})
-        drop = why_conversation_dropped([*prompt, assistant(answer)])
-        verdict = row.get("label", row.get("kto_tag"))
-        yield Sample("unpaired", where, drop, prompt, [answer], verdict=verdict)
     elif shape is LABELLED or shape is TEXT:
         yield _of_text(shape, row, counts, where=where)
     else:

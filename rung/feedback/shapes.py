@@ -220,7 +220,7 @@ def _labelled(prompt: list[Message], answer: str, row: Row) -> Judged:
 
 def _read_labelled(row: Row) -> Judged:
     """TRL, explicit prompt: {"prompt", "completion", "label"}, each text or messages."""
-    prompt = normalise(row["prompt"], where=row["where"])
+    prompt = dressed(row, normalise(row["prompt"], where=row["where"]))
     return _labelled(prompt, _answer(row, "completion"), row)
 
 
@@ -234,7 +234,7 @@ def _labelled_conversation(row: Row, key: str) -> Judged:
     messages = _conversation(row, key)
     if messages[-1]["role"] != "assistant":
         return Judged([], [], [], [], drop="no_answer_at_the_end")
-    return _labelled(messages[:-1], messages[-1]["content"], row)
+    return _labelled(dressed(row, messages[:-1]), messages[-1]["content"], row)
 
 
 def _read_labelled_messages(row: Row) -> Judged:
