@@ -185,9 +185,9 @@ def test_a_wrong_row_is_named(tmp_path, row, message):
 
 def test_a_margin_is_kept(tmp_path):
     _, records = run(tmp_path, {**PAIRS["explicit text"], "margin": 2}, PAIRS["openai"])
-    assert [record.source.get("margin") for record in records] == [2.0]  # the second is the same
+    assert [record.margin for record in records] == [2.0]  # the second is the same
     for wrong in (-1, "much", True, float("nan")):
-        with pytest.raises(DataError, match=r"in\.jsonl:1: margin .* must be a number from 0"):
+        with pytest.raises(DataError, match=r"in\.jsonl:1: margin .* must be a number >= 0"):
             run(tmp_path, {**PAIRS["explicit text"], "margin": wrong})
 
 

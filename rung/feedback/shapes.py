@@ -195,6 +195,9 @@ def _read_labels(row: Row) -> Judged:
     if not isinstance(labels, list):
         raise DataError(f"{row['where']}: labels are a list, one per answer, found {labels!r:.60}")
     check_labels(labels, where=row["where"])
+    num = len(row["answers"]) if isinstance(row["answers"], list) else 0
+    if num != len(labels):
+        raise DataError(f"{row['where']}: {num} answers need {num} labels, found {len(labels)}")
     order = {True: 0, None: 1, False: 2}
     return _read_ranking({**row, "ranks": dense([order[label] for label in labels])})
 
