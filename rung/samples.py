@@ -27,7 +27,7 @@ STAGE_OF: Mapping[str, str] = {
     "preference": "feedback",
     "unpaired": "feedback",
     "text": "curate",
-    "classification": "classify (or dataset: a question about labels)",
+    "classification": "labels (or dataset: a question about labels)",
 }
 
 
@@ -35,6 +35,13 @@ TEXT = Shape("text", ("text",), '{"text": "One document as plain text."}', lambd
 # A tree can be both; it is shown as the conversation along its best replies.
 _JUDGED = tuple(shape for shape in JUDGED_SHAPES if shape.name != "tree")
 SHAPES = (*_JUDGED, *CONVERSATION_SHAPES, TEXT)
+
+
+def _shapes_of(row: Row) -> Sequence[Shape]:
+    """Those a row can be of. A label that is a word says what a row is about, not how good."""
+    if row.get("label", True) in (True, False):  # 1 and 0, too
+        return SHAPES
+    return tuple(shape for shape in SHAPES if shape not in _JUDGED or "label" not in shape.keys)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of every row: at least one each. DataError as the stages raise it."""
     for where, row in source_rows(source, example=EXAMPLE, columns=columns):
-        shape = find_shape(row, SHAPES, where=where)
+        shape = find_shape(row, _shapes_of(row), where=where)
         counts.rows += 1
         counts.shapes[shape.name] += 1
         counts.first.setdefault(shape.name, where)

@@ -167,6 +167,20 @@ def test_json_is_one_value_with_all_counts(tmp_path, tokenizer_folder, monkeypat
     assert content["context"] == 64
 
 
+def test_a_label_that_is_a_word_is_no_verdict(tmp_path):
+    rows = {"prompt": "Hi", "completion": "Ho", "label": "easy"}, {"messages": TURNS, "label": "x"}
+    found = survey([write(tmp_path / "a.jsonl", *rows)])
+    assert found.kinds == {"conversation": 2}
+    assert found.counts.unused == {"label": 2}
+
+
+@real
+def test_a_real_table_without_column_names_is_labelled_text():
+    found = survey([str(DATA / "rt_polarity" / "sst2_dev.tsv")])
+    assert found.kinds == {"classification": 872}
+    assert set(found.counts.labels) == {"0", "1"}
+
+
 def test_columns_are_read_as_others(tmp_path):
     path = write(tmp_path / "a.jsonl", {"frage": "Hi", "antwort": "Ho"})
     words = ["data", "show", path, "--column", "prompt=frage", "--column", "completion=antwort"]
@@ -201,16 +215,13 @@ BROKEN = {
     "classification": ({"text": "Hi", "label": {"a": 1}}, "label is dict"),
     "turns": ({"text": "### Assistant: Hi"}, "expected 'user'"),
     "prompt": ({"prompt": 3}, "no known shape"),
-    "label": ({"prompt": "Hi", "completion": "a", "label": 3}, "label is true"),
-    "labels": ({"prompt": "Hi", "answers": ["a"], "labels": ["up"]}, "a label is true"),
-    "label conversation": ({"completion": "a", "label": True}, 'without "Human:"'),
-    "label messages": ({"messages": TURNS, "label": "yes"}, "label is true"),
-    "kto_tag messages": ({"messages": TURNS, "kto_tag": "yes"}, "kto_tag is true"),
-    "kto_tag sharegpt": ({"conversations": TURNS, "kto_tag": None}, "kto_tag is true"),
-    "kto_tag alpaca": (
-        {"instruction": "Hi", "output": "a", "kto_tag": "no"},
-        "kto_tag is true",
-    ),
+    "labels": ({"prompt": "Hi", "answers": ["a", "b"], "labels": [True]}, "2 answers need 2 lab"),
+    "label": ({"prompt": "Hi", "completion": 3, "label": True}, "completion: messages are"),
+    "label conversation": ({"completion": "Hi", "label": True}, 'without "Human:"'),
+    "label messages": ({"messages": TURNS[1:], "label": True}, "at least one user message"),
+    "kto_tag messages": ({"messages": [], "kto_tag": True}, "non-empty list"),
+    "kto_tag sharegpt": ({"conversations": [], "kto_tag": True}, "non-empty list"),
+    "kto_tag alpaca": ({"instruction": "Hi", "output": "a", "kto_tag": "x"}, "kto_tag is true"),
     "text": ({"text": 3}, "text is int"),
     "ranking": ({"prompt": "Hi", "answers": ["a", "b"], "ranks": [1]}, "2 answers need 2 ranks"),
     "ratings": ({"prompt": "Hi", "answers": ["a", "b"], "ratings": ["x", 1]}, "list of numbers"),

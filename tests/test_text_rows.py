@@ -96,7 +96,7 @@ def test_a_json_list_is_read_as_json_reads_it(values, indent):
         ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: not JSON"),
         ("a.csv", "a,b,a\n1,2,3", r"a\.csv:1: column 'a' is there twice"),
         ("a.csv", "a,b\n1,2\n\n1,2,3", r"a\.csv:4: 3 cells under 2 columns \(a, b\)"),
-        ("a.csv", 'a,b\n1,"2" x\n', r"a\.csv:2: not a table row"),
+        ("a.csv", 'a,b\n1,"2" x\n', r"a\.csv:2: .*inside it is written twice"),
         ("a.csv", "a,\n1,2", "column 2 has no name"),
         ("a.csv", "messages\n[{]", r"a\.csv:2: messages holds no JSON list"),
         ("a.csv", "margin\nmuch", r"a\.csv:2: margin 'much' is not a number"),
@@ -129,6 +129,18 @@ def test_cells_of_tables_become_lists_and_truth_values(tmp_path):
     }
     assert second["prompt"] == [{"role": "user", "content": "Hi"}]
     assert second["label"] == ["x", "y"]
+
+
+def test_two_columns_without_names_are_a_text_and_its_label(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text('a "stirring" film\t1\nit drags\t0\nno\t0\n')
+    rows = [row for _, row in read_rows(path)]
+    assert rows[0] == {"text": 'a "stirring" film', "label": "1"}
+    path.write_text("0,dull\n1,great\n1,good\n")
+    path = path.rename(tmp_path / "a.csv")
+    assert next(read_rows(path)) == (1, {"label": "0", "text": "dull"})
+    path.write_text("question,answer\nHi,Ho\n")
+    assert next(read_rows(path)) == (2, {"question": "Hi", "answer": "Ho"})
 
 
 def test_nulls_of_parquet_are_absent_keys(tmp_path):

@@ -195,6 +195,9 @@ def _read_labels(row: Row) -> Judged:
     if not isinstance(labels, list):
         raise DataError(f"{row['where']}: labels are a list, one per answer, found {labels!r:.60}")
     check_labels(labels, where=row["where"])
+    num = len(row["answers"]) if isinstance(row["answers"], list) else 0
+    if num != len(labels):
+        raise DataError(f"{row['where']}: {num} answers need {num} labels, found {len(labels)}")
     order = {True: 0, None: 1, False: 2}
     return _read_ranking({**row, "ranks": dense([order[label] for label in labels])})
 
@@ -220,7 +223,7 @@ def _labelled(prompt: list[Message], answer: str, row: Row) -> Judged:
 
 def _read_labelled(row: Row) -> Judged:
     """TRL, explicit prompt: {"prompt", "completion", "label"}, each text or messages."""
-    prompt = normalise(row["prompt"], where=row["where"])
+    prompt = dressed(row, normalise(row["prompt"], where=row["where"]))
     return _labelled(prompt, _answer(row, "completion"), row)
 
 
@@ -234,7 +237,7 @@ def _labelled_conversation(row: Row, key: str) -> Judged:
     messages = _conversation(row, key)
     if messages[-1]["role"] != "assistant":
         return Judged([], [], [], [], drop="no_answer_at_the_end")
-    return _labelled(messages[:-1], messages[-1]["content"], row)
+    return _labelled(dressed(row, messages[:-1]), messages[-1]["content"], row)
 
 
 def _read_labelled_messages(row: Row) -> Judged:

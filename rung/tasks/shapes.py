@@ -63,7 +63,7 @@ def unused_keys(shape: Shape, row: Row) -> list[str]:
 def _refuse_verdict(row: Row, *, where: str) -> None:
     """Answers marked good or bad: trained on as they are, the model would learn the bad ones."""
     for key in ("label", "kto_tag"):
-        if isinstance(row.get(key), bool) and "text" not in row:
+        if key in row and row[key] in (True, False) and "text" not in row:  # 1 and 0, too
             raise DataError(
                 f"{where}: {key} is {str(row[key]).lower()}: answers judged good or bad go into "
                 "the stage `feedback`; to train on all of them here, the bad ones too: "

@@ -118,8 +118,7 @@ def _values(path: Path, *, example: str) -> Iterator[tuple[int, Any]]:
         return parquet_rows(path)
     text = _read_text(path)
     if suffix in (".csv", ".tsv"):
-        delimiter = "," if suffix == ".csv" else "\t"
-        return csv_rows(text, path=str(path), delimiter=delimiter, example=example)
+        return csv_rows(text, path=str(path), tabs=suffix == ".tsv", example=example)
     parse = json_list if suffix == ".json" else json_lines
     return parse(text, path=str(path), example=example)
 

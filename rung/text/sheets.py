@@ -1,14 +1,13 @@
 """Rows of tables: .csv, .tsv and .parquet, each row with its line and the keys of the header."""
 
-import csv
 import gzip
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rung.errors import DataError
 from rung.text.decode import decode
 from rung.text.rows import Row, read_rows
+from rung.text.table_rows import table_lines
 
 Header = Callable[[list[list[str]]], Sequence[str] | None]
 """The names of the columns of a table that may have no header; None: its first line is one."""
@@ -27,10 +26,7 @@ def read_any_rows(path: Path, *, header: Header, example: str) -> Iterator[tuple
 def read_sheet(path: Path, *, header: Header) -> Iterator[tuple[int, Row]]:
     """(line, row) of a .csv or .tsv file; DataError for a line with another number of columns."""
     text = read_text(path)
-    if path.name.removesuffix(".gz").endswith(".tsv"):
-        lines = _tabbed(path, text)
-    else:
-        lines = _quoted(path, text, delimiter=",")
+    lines = table_lines(text, path=str(path), tabs=path.name.removesuffix(".gz").endswith(".tsv"))
     if not lines:
         return
     keys = header([cells for _, cells in lines[:1000]])
@@ -61,47 +57,6 @@ def read_text(path: Path) -> str:
     if text is None:
         raise DataError(f"{path}: not text (it has zero bytes or control characters)")
     return text
-
-
-def _tabbed(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """Cells between tabs. Quotes are text in such files, unless that leaves ragged lines."""
-    lines = [
-        (number, line.rstrip("\r").split("\t"))
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
-    if '"' in text and len({len(cells) for _, cells in lines}) > 1:
-        return _quoted(path, text, delimiter="\t")
-    return [(number, [_unquote(cell) for cell in cells]) for number, cells in lines]
-
-
-def _unquote(cell: str) -> str:
-    """`"a ""b"" c"` is how spreadsheets write `a "b" c`; a cell with loose quotes stays."""
-    inner = cell[1:-1]
-    whole = len(cell) >= 2 and cell[0] == cell[-1] == '"'
-    if whole and '"' not in inner.replace('""', ""):
-        return inner.replace('""', '"')
-    return cell
-
-
-def _quoted(path: Path, text: str, *, delimiter: str) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    lines: list[tuple[int, list[str]]] = []
-    before = 0
-    limit = csv.field_size_limit(len(text) + 1)  # 128 KiB otherwise: a page of text can be longer
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((before + 1, cells))
-            before = reader.line_num
-    except csv.Error as error:
-        raise DataError(
-            f"{path}:{before + 1}: {error}; a double quote opens a cell that ends with one, and"
-            ' inside it is written twice (""")'
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
-    return lines
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:

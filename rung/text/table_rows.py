@@ -18,45 +18,90 @@ _LISTS = frozenset({"messages", "conversations", "history", *_ANSWERS})
 _PAIR = ("chosen", "rejected", "preferred_output", "non_preferred_output")
 _MAYBE = frozenset({"prompt", "completion", "input", "label", *_PAIR})
 _TRUTH = {"true": True, "false": False}
-_CELL_LIMIT = 2**31 - 1  # characters; the module's own limit is 131,072, less than a long document
+_LONGEST_NAME = 60  # characters of a column's name
+_HEAD_ROWS = 1000  # lines that tell the label from the text where no line names the columns
 
 
-def csv_rows(text: str, *, path: str, delimiter: str, example: str) -> Iterator[tuple[int, Row]]:
+def csv_rows(text: str, *, path: str, tabs: bool, example: str) -> Iterator[tuple[int, Row]]:
     """(line number, row) below the line of column names; all values are text.
 
-    Cells with messages or lists are read as JSON, true and false of `label` as truth values.
+    Cells with messages or lists are read as JSON, true and false of `label` as truth values. Two
+    columns whose first line holds a number or a long text have no names: a text and its label.
     """
-    csv.field_size_limit(_CELL_LIMIT)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise DataError(
-                f"{path}:{line}: not a table row ({error}); a quotation mark inside a quoted cell "
-                "is written twice"
-            ) from None
-        if cells is None:
-            return
-        if not cells:  # a blank line
-            continue
-        if not names:
-            names = _names(cells, path=path, line=line, example=example)
-            continue
+    lines = table_lines(text, path=path, tabs=tabs)
+    if not lines:
+        return
+    names = _unnamed([cells for _, cells in lines[:_HEAD_ROWS]])
+    if names is None:
+        (line, first), *lines = lines
+        names = _names(first, path=path, line=line, example=example)
+    for line, cells in lines:
         if len(cells) != len(names):
+            delimiter = "tab" if tabs else "comma"
             raise DataError(
                 f"{path}:{line}: {len(cells)} cells under {len(names)} columns "
-                f"({', '.join(names)}); quote a cell that holds a {delimiter!r} or a line break"
+                f"({', '.join(names)}); put a cell that holds a {delimiter} between double quotes"
             )
-        yield (
-            line,
-            {
-                name: _cell(name, cell, where=f"{path}:{line}")
-                for name, cell in zip(names, cells, strict=True)
-            },
-        )
+        where = f"{path}:{line}"
+        pairs = zip(names, cells, strict=True)
+        yield line, {name: _cell(name, cell, where=where) for name, cell in pairs}
+
+
+def table_lines(text: str, *, path: str, tabs: bool) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of the lines of a table that are not blank.
+
+    Between tabs quotes are text, unless that leaves ragged lines.
+    """
+    if not tabs:
+        return _quoted(text, path=path, delimiter=",")
+    lines = [
+        (number, line.rstrip("\r").split("\t"))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if '"' in text and len({len(cells) for _, cells in lines}) > 1:
+        return _quoted(text, path=path, delimiter="\t")
+    return [(number, [_unquote(cell) for cell in cells]) for number, cells in lines]
+
+
+def _unquote(cell: str) -> str:
+    """`"a ""b"" c"` is how spreadsheets write `a "b" c`; a cell with loose quotes stays."""
+    inner = cell[1:-1]
+    whole = len(cell) >= 2 and cell[0] == cell[-1] == '"'
+    if whole and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return cell
+
+
+def _quoted(text: str, *, path: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    before = 0
+    limit = csv.field_size_limit(len(text) + 1)  # 128 KiB otherwise: a page of text can be longer
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                lines.append((before + 1, cells))
+            before = reader.line_num
+    except csv.Error as error:
+        raise DataError(
+            f"{path}:{before + 1}: {error}; a double quote opens a cell that ends with one, and"
+            ' inside it is written twice (""")'
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+    return lines
+
+
+def _unnamed(head: list[list[str]]) -> list[str] | None:
+    """Names of two columns without any; the one with fewer different values is the label."""
+    first = [cell.strip() for cell in head[0]]
+    if any(len(cells) != 2 for cells in head):
+        return None
+    if not any(cell.lstrip("-").isdecimal() or len(cell) > _LONGEST_NAME for cell in first):
+        return None
+    left, right = (len({cells[column] for cells in head}) for column in (0, 1))
+    return ["text", "label"] if right <= left else ["label", "text"]
 
 
 def _names(cells: list[str], *, path: str, line: int, example: str) -> list[str]:
