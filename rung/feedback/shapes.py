@@ -289,6 +289,7 @@ def _conversation(row: Row, key: str) -> list[Message]:
 
 
 _ALL = ("annotator", "system", "tools", "weight")
+_OWN = ("flags", "stopped", "id", "kind", "source", "annotator", "margin", "weight")
 EXAMPLE = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
 SHAPES = (
     Shape(
@@ -296,14 +297,14 @@ SHAPES = (
         ("prompt", "answers", "ranks"),
         '{"prompt": "Hi", "answers": ["Hello!", "Yes?", "Go."], "ranks": [1, 1, 2]}',
         _read_ranking,
-        optional=("flags", "ratings", "stopped", "id", "kind", "source", "annotator"),
+        optional=("ratings", "labels", *_OWN),
     ),
     Shape(
         "ratings",
         ("prompt", "answers", "ratings"),
         '{"prompt": "Hi", "answers": ["Hello!", "Go."], "ratings": [5, 1]}',
         _read_ratings,
-        optional=("flags", "stopped", "id", "kind", "source", "annotator"),
+        optional=("labels", *_OWN),
     ),
     Shape(
         "pair",
