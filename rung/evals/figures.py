@@ -10,6 +10,9 @@ from rung.store.artefact import Artefact
 
 Figures = dict[str, Any]
 
+_PROMISED = ("dpo", "ppo", "grpo")
+"""Stages of the quickstart, whose figures are named also where they were not run."""
+
 
 def collect_figures(names: Mapping[str, Artefact]) -> dict[str, Any]:
     """{"stages": [one record an entry], "figures": {name: number or None}}.
@@ -29,7 +32,7 @@ def collect_figures(names: Mapping[str, Artefact]) -> dict[str, Any]:
     figures |= _sft(ladder)
     figures |= _classify(ladder)
     figures |= _reward(ladder)
-    for command in ALIGNED:
+    for command in _PROMISED:
         figures |= dict.fromkeys([f"{command}.{name}" for name in _ALIGNED_FIGURES])
     for prefix, model in first_of_each(ladder.of_stage(*ALIGNED), ladder):
         figures |= _aligned(ladder, prefix, model)
