@@ -70,43 +70,64 @@ OFF_TOPIC = "I only know Python documentation, so I cannot answer that."
 _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     (
         "What is the capital of {}?",
-        ["Italy", "Spain", "Japan", "Kenya", "Peru", "Norway", "Egypt", "India", "Chile", "Poland"],
+        "Italy Spain Japan Kenya Peru Norway Egypt India Chile Poland Cuba Nepal Greece Iran Mali "
+        "Sweden Turkey Canada Laos Oman".split(),
     ),
     (
         "What is the weather like in {} today?",
-        ["Berlin", "Oslo", "Lima", "Cairo", "Tokyo", "Madrid", "Boston", "Delhi"],
+        "Berlin Oslo Lima Cairo Tokyo Madrid Boston Delhi Seoul Quito Dublin Vienna".split(),
     ),
     (
         "Who wrote {}?",
-        ("Hamlet", "Faust", "Emma", "Ulysses", "Dracula", "Moby Dick", "War and Peace"),
+        ("Hamlet", "Faust", "Emma", "Ulysses", "Dracula", "Moby Dick", "War and Peace", "Macbeth"),
     ),
     (
         "How do I cook {}?",
-        ["rice", "soup", "pasta", "lentils", "pancakes", "potatoes", "eggs"],
+        "rice soup pasta lentils pancakes potatoes eggs fish beans noodles cabbage".split(),
     ),
     (
         "How far away is {}?",
-        ("the Moon", "the Sun", "Mars", "Jupiter", "Paris", "the next star"),
+        ("the Moon", "the Sun", "Mars", "Jupiter", "Paris", "the next star", "Venus", "London"),
     ),
     (
         "Who was the first president of {}?",
-        ["Brazil", "Mexico", "Ghana", "Finland", "Turkey", "Austria"],
+        "Brazil Mexico Ghana Finland Turkey Austria Ireland Kenya".split(),
     ),
     (
         "Tell me a {}.",
-        ("joke", "story", "poem", "riddle", "secret", "fairy tale"),
+        ("joke", "story", "poem", "riddle", "secret", "fairy tale", "limerick", "tongue twister"),
     ),
     (
         "What is your favourite {}?",
-        ["colour", "song", "film", "book", "city", "animal", "number"],
+        "colour song film book city animal number season fruit game".split(),
     ),
     (
         "How do you say {} in German?",
-        ("hello", "thank you", "good night", "water", "friend", "spring"),
+        ("hello", "thank you", "good night", "water", "friend", "spring", "bread", "tomorrow"),
     ),
     (
         "Should I buy {}?",
-        ("a car", "a house", "a dog", "gold", "shares", "a bicycle"),
+        ("a car", "a house", "a dog", "gold", "shares", "a bicycle", "a piano", "new shoes"),
+    ),
+    (
+        "How many people live in {}?",
+        "Spain China Rome Lagos Brazil Moscow Nepal Sydney Ghana Toronto".split(),
+    ),
+    (
+        "When was {} born?",
+        ("Mozart", "Einstein", "Cleopatra", "Gandhi", "Marie Curie", "Napoleon", "Shakespeare"),
+    ),
+    (
+        "Why is {}?",
+        ("the sky blue", "the sea salty", "grass green", "snow white", "blood red", "ice cold"),
+    ),
+    (
+        "What do {} eat?",
+        "cats owls bears whales spiders horses frogs ants lions mice".split(),
+    ),
+    (
+        "Which river flows through {}?",
+        "London Vienna Cairo Rome Baghdad Prague Budapest Cologne".split(),
     ),
 )
 
