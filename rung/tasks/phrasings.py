@@ -70,12 +70,45 @@ OFF_TOPIC = "I only know Python documentation, so I cannot answer that."
 _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     (
         "What is the capital of {}?",
-        "Italy Spain Japan Kenya Peru Norway Egypt India Chile Poland Cuba Nepal Greece Iran Mali "
-        "Sweden Turkey Canada Laos Oman".split(),
+        [
+            "Italy",
+            "Spain",
+            "Japan",
+            "Kenya",
+            "Peru",
+            "Norway",
+            "Egypt",
+            "India",
+            "Chile",
+            "Poland",
+            "Cuba",
+            "Nepal",
+            "Greece",
+            "Iran",
+            "Mali",
+            "Sweden",
+            "Turkey",
+            "Canada",
+            "Laos",
+            "Oman",
+        ],
     ),
     (
         "What is the weather like in {} today?",
-        "Berlin Oslo Lima Cairo Tokyo Madrid Boston Delhi Seoul Quito Dublin Vienna".split(),
+        [
+            "Berlin",
+            "Oslo",
+            "Lima",
+            "Cairo",
+            "Tokyo",
+            "Madrid",
+            "Boston",
+            "Delhi",
+            "Seoul",
+            "Quito",
+            "Dublin",
+            "Vienna",
+        ],
     ),
     (
         "Who wrote {}?",
@@ -83,7 +116,19 @@ _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     ),
     (
         "How do I cook {}?",
-        "rice soup pasta lentils pancakes potatoes eggs fish beans noodles cabbage".split(),
+        [
+            "rice",
+            "soup",
+            "pasta",
+            "lentils",
+            "pancakes",
+            "potatoes",
+            "eggs",
+            "fish",
+            "beans",
+            "noodles",
+            "cabbage",
+        ],
     ),
     (
         "How far away is {}?",
@@ -91,7 +136,7 @@ _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     ),
     (
         "Who was the first president of {}?",
-        "Brazil Mexico Ghana Finland Turkey Austria Ireland Kenya".split(),
+        ["Brazil", "Mexico", "Ghana", "Finland", "Turkey", "Austria", "Ireland", "Kenya"],
     ),
     (
         "Tell me a {}.",
@@ -99,7 +144,7 @@ _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     ),
     (
         "What is your favourite {}?",
-        "colour song film book city animal number season fruit game".split(),
+        ["colour", "song", "film", "book", "city", "animal", "number", "season", "fruit", "game"],
     ),
     (
         "How do you say {} in German?",
@@ -111,7 +156,18 @@ _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     ),
     (
         "How many people live in {}?",
-        "Spain China Rome Lagos Brazil Moscow Nepal Sydney Ghana Toronto".split(),
+        [
+            "Spain",
+            "China",
+            "Rome",
+            "Lagos",
+            "Brazil",
+            "Moscow",
+            "Nepal",
+            "Sydney",
+            "Ghana",
+            "Toronto",
+        ],
     ),
     (
         "When was {} born?",
@@ -123,11 +179,11 @@ _OFF_TOPIC_FORMS: tuple[tuple[str, Sequence[str]], ...] = (
     ),
     (
         "What do {} eat?",
-        "cats owls bears whales spiders horses frogs ants lions mice".split(),
+        ["cats", "owls", "bears", "whales", "spiders", "horses", "frogs", "ants", "lions", "mice"],
     ),
     (
         "Which river flows through {}?",
-        "London Vienna Cairo Rome Baghdad Prague Budapest Cologne".split(),
+        ["London", "Vienna", "Cairo", "Rome", "Baghdad", "Prague", "Budapest", "Cologne"],
     ),
 )
 
