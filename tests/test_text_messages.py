@@ -145,6 +145,8 @@ def test_a_tree_without_ranks_or_answers():
     tree = {"prompt": reply("Hi", None, reply("a", None, asked), reply("b"), role="prompter")}
     assert [m["content"] for m in best_path(tree, where="a:1")] == ["Hi", "a"]
     assert ranked_replies(tree, where="a:1") == []
+    some = {"prompt": reply("Hi", None, reply("a"), reply("b", 2), role="prompter")}
+    assert [m["content"] for m in best_path(some, where="a:1")] == ["Hi", "b"]
     assert len(best_path({"prompt": reply("Hi", role="prompter")}, where="a:1")) == 1
     with pytest.raises(DataError, match="a:1: rank '0' of a reply is no whole number"):
         best_path({"prompt": reply("Hi", None, reply("a", "0"), role="prompter")}, where="a:1")
