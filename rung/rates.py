@@ -28,6 +28,7 @@ SAMPLED_PER_S = 3_000.0  # tokens of a small model, whose steps cost overhead ra
 SHARE_SAMPLING = 0.1  # of the peak, for a model so large that products are what a step costs
 START_SECONDS = 4.0  # of a stage with a model: reading, writing, a look at the result
 CONVERSATION, PROMPT, ANSWER = 91, 45, 23  # tokens of the quickstart's rows, on average
+DOCUMENT = 512  # tokens of a longish document: what attention costs in a longer context
 DATA_GB, HEAP_GB = 1.2, 2.2
 """Of a stage without a model, and of one with a model beside its own needs: one process runs the
 whole recipe, and libraries, text and freed blocks stay in it. Measured: 1.9 to 3.1 GB in all."""
@@ -139,7 +140,7 @@ def _stream(config: Any, model: Model) -> Estimate:
         model.shape,
         vocab=model.vocab,
     )
-    flops = model.flops(budget.tokens, length=model.shape.context)
+    flops = model.flops(budget.tokens, length=min(DOCUMENT, model.shape.context))
     at_once = min(config.microbatch_tokens, budget.tokens_per_step)
     return _trained(config, model, flops=flops, share=SHARE_TEXT, at_once=at_once)
 

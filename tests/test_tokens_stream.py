@@ -94,6 +94,7 @@ def test_layout_by_hand() -> None:
     assert [t[0].ids.tolist() for t in stream.batch(0)] == [[0, 1, 2, 3], [0, 4, 5]]
     assert [t[0].ids.tolist() for t in stream.batch(1)] == [[0, 6, 7], [0, 1, 2, 3]]
     assert stream.steps_per_epoch == 7 / 5
+    assert stream.mean_length == pytest.approx(7 / 3)  # 123 456 7
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:

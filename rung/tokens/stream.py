@@ -13,6 +13,7 @@ class Stream(Protocol):
     """What a training loop needs of a stream."""
 
     tokens_per_batch: int
+    mean_length: float  # tokens of a document, or of its piece where it is longer than the context
 
     def batch(self, step: int) -> list[Tree]:
         """Trees of one step; exactly `tokens_per_batch` trained tokens."""
@@ -51,6 +52,8 @@ class DocumentStream:
             )
         self.corpus = corpus
         self.tokens_per_batch = tokens_per_batch
+        pieces = np.ceil(np.diff(corpus.offsets) / (context - 1)).sum()
+        self.mean_length = corpus.num_tokens / float(pieces)
         self._seed = seed
         self._context = context
         self._layouts: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -135,6 +138,7 @@ class MixedStream:
         self.replay = DocumentStream(
             replay, seed=seed + 1, tokens_per_batch=replayed, context=context, name=names[1]
         )
+        self.mean_length = self.main.mean_length  # most of the tokens are its
 
     @property
     def steps_per_epoch(self) -> float:

@@ -267,7 +267,7 @@ def train_stream(
     base: id of the artefact that the model was loaded from, where it was.
     """
     num_tokens = budget.num_steps * budget.tokens_per_step
-    flops = shape.flops_per_token(tokenizer.vocab_size, shape.context) * num_tokens
+    flops = shape.flops_per_token(tokenizer.vocab_size, round(stream.mean_length)) * num_tokens
     flops *= share_of_full(model)
     device = pick_device(config.device)
     compiled = should_compile(config, flops=flops, device=device, say=context.progress.say)
