@@ -55,9 +55,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(family: str) -> PreTrainedModel:
+def tiny(family: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES[family], attn_implementation="eager")
+    options = FAMILIES[family]
+    options = options | {name: value for name, value in changes.items() if name in options}
+    config = AutoConfig.for_model(family, **options, attn_implementation="eager")
     return AutoModelForCausalLM.from_config(config).eval()
 
 

@@ -158,6 +158,24 @@ class Engine:
         """The weights have changed: what was read with the old ones is of no use to new prompts."""
         self.prefixes.clear()
 
+    def read_only(self, prompts: Sequence[np.ndarray], *, adapter: str | None) -> np.ndarray:
+        """Mean of the last hidden states of each prompt, float32 [n, W]; no slot is touched."""
+        width, device = max(len(prompt) for prompt in prompts), self._model.device
+        ids = np.zeros((len(prompts), width), dtype=np.int64)
+        inside = np.zeros((len(prompts), width, 1), dtype=np.float32)  # 1 = a token of the prompt
+        for row, prompt in enumerate(prompts):
+            check_prompt(prompt, self.context + 1)
+            ids[row, : len(prompt)], inside[row, : len(prompt)] = prompt, 1
+        route(self._model, [adapter] * len(prompts))
+        hidden = self._model.base_model(
+            input_ids=torch.from_numpy(ids).to(device),
+            position_ids=torch.arange(width, device=device)[None].expand(len(prompts), -1),
+            use_cache=False,
+        ).last_hidden_state
+        weights = torch.from_numpy(inside).to(device)
+        means = (hidden.float() * weights).sum(1) / weights.sum(1)
+        return means.cpu().numpy()
+
     def step(self) -> list[Made]:
         """One token more for every row, and prompts read for the next: what was made, by row.
 

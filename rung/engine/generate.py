@@ -81,17 +81,23 @@ def stream(
 
 @contextmanager
 def ready(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """The model in evaluation mode, over slots, without gradients and without recompilation."""
+    """The model in evaluation mode, over slots, and the thread computing as `computing`."""
     was_training = model.training
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(autocast(dtype, model.device))
-        stack.enter_context(slot_attention(model))
-        if "torch._dynamo" in sys.modules:
-            # layers compiled for training would recompile for every shape of a decode
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with slot_attention(model), computing(dtype, model.device):
         model.eval()
         try:
             yield
         finally:
             model.train(was_training)
+
+
+@contextmanager
+def computing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Without gradients and without recompilation, matrix products in `dtype`."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(autocast(dtype, device))
+        if "torch._dynamo" in sys.modules:
+            # layers compiled for training would recompile for every shape of a decode
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield

@@ -208,6 +208,13 @@ class _Reading:
         return keys[rows, :, :end], values[rows, :, :, :end].transpose(2, 3).contiguous()
 
 
+def _read_only(rows: int) -> Slots:
+    """Slots that only say who sees whom, of texts that are read from their beginning."""
+    slots = Slots(rows=rows, length=0)
+    slots.begin_read(list(range(rows)), list(range(rows)), [0] * rows, ends=[0] * rows)
+    return slots
+
+
 def _zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan. On a CPU the
     system hands out zeroed pages when they are first written to."""
@@ -223,7 +230,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    slots: Slots,
+    slots: Slots | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -231,7 +238,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over slots. query [N, H, Q, D], key and value as
-    `Slots.update` returned them.
+    `Slots.update` returned them. Without slots, rows are right-padded texts that are read only.
 
     Sliding windows, soft caps and scaling are honoured; sinks and position biases are refused.
     """
@@ -240,6 +247,7 @@ def attend(
             raise NotImplementedError(f"generation does not know {name!r} of {module}")
     dtype, scale = query.dtype, query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary tables may have widened them
+    slots = _read_only(len(query)) if slots is None else slots
     mask = slots.mask(query, key.shape[2], window=sliding_window or 0)
     if slots.stepping:
         with torch.autocast(query.device.type, enabled=False):
@@ -297,12 +305,17 @@ def _prompt(
 @contextmanager
 def slot_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within it the model attends over slots; afterwards it is as it was."""
-    from transformers import AttentionInterface  # seconds: not for every plan that loads a stage
-
-    AttentionInterface.register(NAME, attend)
     before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    attend_over_slots(model)
     try:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def attend_over_slots(model: PreTrainedModel) -> None:
+    """For good: of a model that does nothing but generate."""
+    from transformers import AttentionInterface  # seconds: not for every plan that loads a stage
+
+    AttentionInterface.register(NAME, attend)
+    model.config._attn_implementation = NAME
