@@ -228,10 +228,16 @@ class Job:
         chosen, ids, top = sample.logps[place]
         pairs = zip(ids.tolist(), top.tolist(), strict=True)
         token = sample.ids[place]
-        return TokenLogprob(token, self._spelling[token], chosen, tuple(pairs))
+        return TokenLogprob(token, self._raw(token), chosen, tuple(pairs))
+
+    def _raw(self, token: int) -> bytes:
+        """What a token adds to the text: special ones nothing."""
+        if token in self._tokenizer.special_ids or token >= len(self._spelling):
+            return b""
+        return self._spelling[token]
 
     def _spell(self, token: int, logps: TokenLogps, place: int) -> TokenLogprob:
-        raw = self._spelling[token]
+        raw = self._raw(token)
         if np.isnan(logps.chosen[place]):
             return TokenLogprob(token, raw, None)
         pairs = zip(logps.top_ids[place].tolist(), logps.top[place].tolist(), strict=True)

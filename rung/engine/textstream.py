@@ -47,8 +47,8 @@ class TextStream(Generic[T]):
         found = self._find_stop()
         if found is not None:
             return found
-        text, _, _ = self._give(len(self._held))
-        notes = [note for _, note in self._notes]
+        text, notes, _ = self._give(len(self._held))
+        notes += [note for _, note in self._notes]
         self._notes.clear()
         return Text(text, notes, None)
 
