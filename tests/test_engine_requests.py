@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from rung.engine.engine import Engine
-from rung.engine.generate import generate, ready
+from rung.engine.generate import Ready, generate
 from rung.engine.request import Request, Sample
 from rung.engine.sampling import Sampling
 from rung.engine.slots import BLOCK
@@ -33,7 +33,7 @@ def llama() -> PreTrainedModel:
 
 
 def run(engine: Engine, model: PreTrainedModel) -> None:
-    with ready(model, torch.float32):
+    with Ready(model, torch.float32):
         while engine.busy:
             engine.step()
 
@@ -84,7 +84,7 @@ def test_a_prompt_read_in_parts_is_a_prompt_read_at_once(family: str) -> None:
 def test_samples_at_work_go_on_while_a_long_prompt_is_read(llama: PreTrainedModel) -> None:
     engine = Engine(llama, in_parts=True, max_rows=2)
     (running,) = engine.submit(Request(np.array([5, 6]), Sampling(max_new_tokens=200)))
-    with ready(llama, torch.float32):
+    with Ready(llama, torch.float32):
         engine.step()
         engine._pace.part = lambda most: 16  # type: ignore[method-assign]
         (late,) = engine.submit(Request(long_prompts(1)[0], GREEDY))
@@ -255,7 +255,7 @@ def test_a_cancelled_sample_leaves_the_others_alone(llama: PreTrainedModel) -> N
     prompts = ragged(5, seed=6) + long_prompts(3)
     engine = Engine(llama, max_rows=3, in_parts=True)
     samples = [engine.submit(Request(p, GREEDY))[0] for p in prompts]
-    with ready(llama, torch.float32):
+    with Ready(llama, torch.float32):
         for _ in range(4):
             engine.step()
         for index in (0, 4, 6):  # at work, waiting, perhaps half read
@@ -272,7 +272,7 @@ def test_memory_bounds_what_is_at_work(llama: PreTrainedModel) -> None:
     engine = Engine(llama, max_tokens=60, max_rows=8)
     prompts = [np.full(10, 5 + i) for i in range(7)]
     samples = [engine.submit(Request(p, GREEDY))[0] for p in prompts]
-    with ready(llama, torch.float32):
+    with Ready(llama, torch.float32):
         while engine.busy:
             engine.step()
             assert engine.tokens_held <= 60

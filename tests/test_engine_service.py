@@ -32,7 +32,7 @@ from rung.model.load import load_model
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 
 OPTIONS = ServiceOptions(max_rows=4, max_queue=64, precision="fp32", cached_tokens=512)
-TEXTS = ["Once upon", "def add(", "What is the capital? " * 4, "It", "the garden. " * 9, "a b"]
+TEXTS = ["Once upon", "def add(", "What is the capital? " * 4, "It", "the garden. " * 40, "a b"]
 
 
 class Client:
@@ -113,7 +113,9 @@ def test_clients_together_get_what_each_gets_alone(service: Service, folder: Pat
     assert all(sum(p.num_tokens for p in client.pieces) <= 16 for client in clients)
     stats = service.stats()
     assert (stats.running, stats.waiting, stats.kv_tokens_used) == (0, 0, 0)
-    assert stats.prefix_hits_total > 0
+    before = stats.prefix_hits_total
+    assert ask(service, TEXTS[4], temperature=0.0).text() == said[12]
+    assert service.stats().prefix_hits_total > before
 
 
 def test_a_stop_text_ends_a_sample_wherever_tokens_are_cut(service: Service) -> None:

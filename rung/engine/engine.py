@@ -66,7 +66,7 @@ class _Prompt:
 
 
 class Engine:
-    """Samples at work. Call `step` while `busy`, inside `ready` (generate.py).
+    """Samples at work. Call `step` while `busy`, inside `Ready` (generate.py).
 
     max_rows: samples at work at once. max_length: longest sequence, the model's context when None.
     max_tokens: tokens that the samples at work may come to, all together; None: no limit.

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 
 from rung.engine.engine import MAX_ROWS, Engine
+from rung.engine.packed import PackedLinears
 from rung.engine.request import Request, check_prompt
 from rung.engine.sampling import Completion, Sampling
 from rung.engine.slots import slot_attention
@@ -52,7 +53,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     samples = {i: engine.submit(requests[i]) for i in order}
     row_of = {id(s): i * num_samples + s.index for i in order for s in samples[i]}
-    with ready(model, dtype):
+    with Ready(model, dtype):
         while engine.busy:
             made = engine.step()
             if on_token is not None:
@@ -72,32 +73,42 @@ def stream(
     """New token ids of one sample as they are made, the stop token included: as `generate`."""
     engine = Engine(model, max_rows=1, max_length=len(prompt) + sampling.max_new_tokens)
     engine.submit(Request(np.asarray(prompt), sampling, key=key))
+    at_work = Ready(model, dtype)
     while engine.busy:
-        with ready(model, dtype):  # not across a yield: the caller's torch state is its own
+        with at_work:  # not across a yield: the caller's torch state is its own
             made = engine.step()
         for _, token in made:
             yield token
 
 
-@contextmanager
-def ready(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """The model in evaluation mode, over slots, and the thread computing as `computing`."""
-    was_training = model.training
-    with slot_attention(model), computing(dtype, model.device):
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(was_training)
+class Ready:
+    """A context for calls of a model that only generates; it can be entered again and again.
 
+    In it the model is in evaluation mode, over slots, with packed weights, and the thread computes
+    without gradients or recompilation, matrix products in `dtype`. The weights are those of the
+    moment it was made: when they change, make another one.
+    """
 
-@contextmanager
-def computing(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Without gradients and without recompilation, matrix products in `dtype`."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(autocast(dtype, device))
-        if "torch._dynamo" in sys.modules:
-            # layers compiled for training would recompile for every shape of a decode
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        self._model, self._dtype = model, dtype
+        self._stack = ExitStack()
+        self._packed: PackedLinears | None = None
+        with self:
+            self._packed = PackedLinears(model, dtype)
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(autocast(self._dtype, self._model.device))
+            if "torch._dynamo" in sys.modules:
+                # layers compiled for training would recompile for every shape of a decode
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(slot_attention(self._model))
+            if self._packed is not None:
+                stack.enter_context(self._packed())
+            stack.callback(self._model.train, self._model.training)
+            self._model.eval()
+            self._stack = stack.pop_all()
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from rung.engine.engine import Engine
-from rung.engine.generate import computing
+from rung.engine.generate import Ready
 from rung.engine.orders import Failure, Order, Piece, ServiceOptions, TokenLogprob
 from rung.engine.request import Request, Sample
 from rung.engine.sampling import TokenLogps
-from rung.engine.slots import attend_over_slots
 from rung.engine.textstream import Text, TextStream
 from rung.errors import RungError
 from rung.model.adapters import attach_adapter, saved_bits
@@ -37,7 +36,7 @@ class Host:
         device = pick_device(options.device)
         self.dtype = pick_dtype(options.precision, device)
         self.model = load_model(folder, device=device)
-        attend_over_slots(self.model)
+        self._ready: Ready | None = None
         self.context = context_length(self.model)
         most = _kv_tokens(self.model, options, rows=options.max_rows * self.context)
         self.engine = Engine(
@@ -55,8 +54,14 @@ class Host:
         """Put an adapter beside those that are there; its name in the model."""
         name = folder.name
         if name not in getattr(self.model, "peft_config", {}):
+            self._ready = None
             attach_adapter(self.model, folder, name=name, dtype=self.dtype, bits=saved_bits(folder))
         return name
+
+    def _at_work(self) -> Ready:
+        if self._ready is None:
+            self._ready = Ready(self.model, self.dtype)
+        return self._ready
 
     @property
     def busy(self) -> bool:
@@ -79,7 +84,7 @@ class Host:
     def step(self) -> int:
         """One step of the engine; how many samples ended."""
         try:
-            with computing(self.dtype, self.model.device):
+            with self._at_work():
                 made = self.engine.step()
         except RungError as error:
             return self.fail(error)
@@ -121,7 +126,7 @@ class Host:
         while order:
             fits = max(1, EMBED_TOKENS // len(prompts[order[-1]]))
             rows, order = order[-fits:], order[:-fits]
-            with computing(self.dtype, self.model.device):
+            with self._at_work():
                 found[rows] = self.engine.read_only([prompts[i] for i in rows], adapter=voice)
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         return found / np.maximum(norms, 1e-12)

@@ -305,17 +305,12 @@ def _prompt(
 @contextmanager
 def slot_attention(model: PreTrainedModel) -> Iterator[None]:
     """Within it the model attends over slots; afterwards it is as it was."""
+    from transformers import AttentionInterface  # seconds: not for every plan that loads a stage
+
+    AttentionInterface.register(NAME, attend)
     before = model.config._attn_implementation
-    attend_over_slots(model)
+    model.config._attn_implementation = NAME
     try:
         yield
     finally:
         model.config._attn_implementation = before
-
-
-def attend_over_slots(model: PreTrainedModel) -> None:
-    """For good: of a model that does nothing but generate."""
-    from transformers import AttentionInterface  # seconds: not for every plan that loads a stage
-
-    AttentionInterface.register(NAME, attend)
-    model.config._attn_implementation = NAME
