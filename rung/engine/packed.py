@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from rung.model.adapters import route
 from rung.model.types import PreTrainedModel
 
 ROWS = 64  # the number of rows that the layout is chosen for; others run with it
@@ -120,6 +121,7 @@ def _by_input(model: PreTrainedModel) -> list[list[nn.Module]]:
     plain = [m for m in model.modules() if type(m) in (nn.Linear, Conv1D)]
     hooks = [layer.register_forward_pre_hook(note) for layer in plain]
     borrowed: Any = model
+    route(model, [])
     try:
         borrowed(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=False)
     finally:
