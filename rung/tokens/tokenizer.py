@@ -169,6 +169,10 @@ class Tokenizer:
         """
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=not special)
 
+    def to_json(self) -> str:
+        """tokenizer.json as text, for other programs' readers; neither padding nor truncation."""
+        return self._bpe.to_str()
+
     def save_into(self, folder: Path) -> None:
         """The tokenizer's files, byte for byte as they were read: a model carries its tokenizer."""
         for name, content in self._files.items():
