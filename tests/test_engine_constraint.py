@@ -430,7 +430,7 @@ def test_a_vocabulary_of_words_is_refused(tmp_path: Path) -> None:
     bpe.add_special_tokens(["[E]"])
     (tmp_path / "tokenizer.json").write_text(bpe.to_str())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "[E]"}')
-    with pytest.raises(DataError, match="cannot tell what the tokens.*leave out the schema"):
+    with pytest.raises(DataError, match=r"cannot tell what the tokens.*leave out the schema"):
         regex_constraint(load_tokenizer(tmp_path), "a")
 
 
