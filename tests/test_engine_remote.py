@@ -1,5 +1,6 @@
 """Another engine behind a url: a real server, what it is sent, and every way it can fail."""
 
+import importlib.util
 import socket
 import threading
 import time
@@ -15,7 +16,8 @@ from rung.config import parse_config
 from rung.engine.remote import EngineConfig, RemoteEngine, sample_seed
 from rung.engine.sampling import Sampling
 from rung.engine.transport import retry_after
-from rung.errors import ConfigError, EngineError
+from rung.engine.vllm_local import VllmEngine
+from rung.errors import ConfigError, EngineError, ResourceError
 from rung.tokens.chat import render
 from rung.tokens.tokenizer import Tokenizer
 
@@ -387,5 +389,13 @@ def test_the_config_opens_an_engine(api: Api) -> None:
     engine.close()
     with pytest.raises(ConfigError, match="unknown key 'modell'; did you mean 'model'"):
         parse_config(EngineConfig, {"url": api.url, "modell": "x"})
-    with pytest.raises(ConfigError, match="url"):
-        parse_config(EngineConfig, {})
+    for values in ({}, {"url": api.url, "vllm": True}):
+        with pytest.raises(ConfigError, match=r"name a url .*, or set vllm: true, not both"):
+            parse_config(EngineConfig, values)
+
+
+def test_without_vllm_the_extra_is_named(tmp_path: Path) -> None:
+    if importlib.util.find_spec("vllm") is not None:
+        pytest.skip("vllm is installed here")
+    with pytest.raises(ResourceError, match=r"pip install 'rung\[vllm\]'"):
+        VllmEngine(tmp_path)

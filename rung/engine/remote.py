@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rung.config import Config, did_you_mean
 from rung.engine.sampling import Completion, Sampling
@@ -36,13 +36,17 @@ _OPTIONS = {
     "stop": "stop",
 }
 """Fields of `Sampling` that are sent where they are set -> their names in the API."""
+_ALWAYS = ("max_new_tokens", "temperature", "seed", "stop_ids")
 
 
 class EngineConfig(Config):
     """Where answers are made, if not in this process."""
 
     url: str = Field(
-        description="base of an OpenAI-compatible API, such as http://localhost:8000/v1"
+        "", description="base of an OpenAI-compatible API, such as http://localhost:8000/v1"
+    )
+    vllm: bool = Field(
+        False, description="instead of a url: vLLM in this process (extra 'vllm'; untested)"
     )
     model: str = Field("", description="the model's name there; empty = the only one it serves")
     send: Send = Field(
@@ -57,9 +61,15 @@ class EngineConfig(Config):
         5, ge=0, le=20, description="further attempts when the server is busy or gone for a moment"
     )
 
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if bool(self.url) == self.vllm:
+            raise ValueError("name a url (http://localhost:8000/v1), or set vllm: true, not both")
+        return self
+
     def open(self) -> "RemoteEngine":
-        """The engine, not connected yet."""
-        return RemoteEngine(**self.model_dump())
+        """The engine behind the url, not connected yet."""
+        return RemoteEngine(**self.model_dump(exclude={"vllm"}))
 
 
 @dataclass(frozen=True)
@@ -217,19 +227,11 @@ class RemoteEngine:
         return tokens == tokenizer.encode(_PROBE).tolist()
 
     def _common_body(self, sampling: Sampling) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": self.model, "temperature": sampling.temperature}
-        for field in dataclasses.fields(sampling):
-            value = getattr(sampling, field.name)
-            if field.name in ("max_new_tokens", "temperature", "seed", "stop_ids"):
-                continue
-            if value == field.default:
-                continue
-            if field.name not in _OPTIONS:
-                raise ConfigError(
-                    f"{field.name} = {value!r}: another engine does not take it; leave it out"
-                )
-            body[_OPTIONS[field.name]] = list(value) if isinstance(value, tuple) else value
-        return body
+        return {
+            "model": self.model,
+            "temperature": sampling.temperature,
+            **option_values(sampling),
+        }
 
     def _prompt_body(self, prompt: np.ndarray, sampling: Sampling) -> dict[str, Any]:
         assert self._tokenizer is not None
@@ -331,6 +333,22 @@ class RemoteEngine:
         last = int(prompt[-1])
         known = last in self._tokenizer.special_ids
         return self._tokenizer.decode([last], special=True) if known else ""
+
+
+def option_values(sampling: Sampling) -> dict[str, Any]:
+    """What is not at its default, by the names of the API and of vLLM; ConfigError where another
+    engine has no such option."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(sampling):
+        value = getattr(sampling, field.name)
+        if field.name in _ALWAYS or value == field.default:
+            continue
+        if field.name not in _OPTIONS:
+            raise ConfigError(
+                f"{field.name} = {value!r}: another engine does not take it; leave it out"
+            )
+        found[_OPTIONS[field.name]] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def sample_seed(seed: int, key: int, sample: int) -> int:

@@ -72,10 +72,12 @@ def run(context: StageContext, config: Config) -> Notes:
     )
     prompts = prompts[: config.num_prompts]
     _require_truth(prompts)
-    remote = config.engine.open() if config.engine is not None else None
+    remote = config.engine.open() if config.engine is not None and config.engine.url else None
     if remote is not None:
         context.progress.say(f"collect: {remote.connect(tokenizer)}")
-    sampler = _own_engine(config, folder) if remote is None else _other_engine(remote)
+        sampler = _remote_engine(remote)
+    else:
+        sampler = _vllm_engine(folder) if config.engine is not None else _own_engine(config, folder)
     samples = _sample_all(context, config, sampler, tokenizer, prompts)
     annotator = SimulatedAnnotator(config.annotator, seed=config.seed)
     ranked = [
@@ -129,7 +131,21 @@ def _own_engine(config: Config, folder: Path) -> Sampler:
     return sample
 
 
-def _other_engine(remote: RemoteEngine) -> Sampler:
+def _vllm_engine(folder: Path) -> Sampler:
+    from rung.engine.vllm_local import VllmEngine
+
+    engine = VllmEngine(folder)
+
+    def sample(
+        prompts: Sequence[Prompt], sampling: Sampling, *, num_samples: int, keys: range
+    ) -> Sequence[Sequence[Completion]]:
+        ids = [prompt.ids for prompt in prompts]
+        return engine.generate(ids, sampling, num_samples=num_samples, keys=keys)
+
+    return sample
+
+
+def _remote_engine(remote: RemoteEngine) -> Sampler:
     """A server; what it makes of the seeds is its affair."""
 
     def sample(
