@@ -117,6 +117,20 @@ class Tokenizer:
         """The id of a special token."""
         return self._ids[name]
 
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that `text` names; None where it names none."""
+        return self._ids.get(text)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """What the configuration names: {"bos_token": "<|endoftext|>", ...}."""
+        return dict(self._names)
+
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template, "" where there is none."""
+        return self._template_source()
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int32 [n], no special token among them; decode gives `text` back."""
         return self.encode_batch([text])[0]
@@ -168,6 +182,10 @@ class Tokenizer:
         Bytes that are no UTF-8 (a character cut in half) become U+FFFD.
         """
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def to_json(self) -> str:
+        """tokenizer.json as text, for other programs' readers; neither padding nor truncation."""
+        return self._bpe.to_str()
 
     def save_into(self, folder: Path) -> None:
         """The tokenizer's files, byte for byte as they were read: a model carries its tokenizer."""
