@@ -1,4 +1,4 @@
-"""What a server asks of an engine (interface only on this branch; the engine replaces this file)."""
+"""What a server asks of an engine: the interface only, the engine replaces this file."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future

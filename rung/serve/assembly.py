@@ -1,4 +1,4 @@
-"""Text into what a client reads: tool calls out of an answer as it grows, tokens beside the text."""
+"""Text into what a client reads: tool calls out of a growing answer, tokens beside it."""
 
 import codecs
 import json

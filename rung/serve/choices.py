@@ -12,6 +12,10 @@ from rung.tokens.tokenizer import Tokenizer
 Json = dict[str, Any]
 
 
+LEAST = -9999.0
+"""What stands for a log-probability of minus infinity, which JSON cannot write."""
+
+
 class ShownToken(NamedTuple):
     """A token as a client sees it. text: all of an answer joined are its text."""
 
@@ -67,10 +71,10 @@ def chat_logprobs(tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
     content = [
         {
             "token": shown.text,
-            "logprob": shown.token.logprob,
+            "logprob": _finite(shown.token.logprob),
             "bytes": list(shown.token.raw),
             "top_logprobs": [
-                {"token": shown_bytes(table[i]), "logprob": value, "bytes": list(table[i])}
+                {"token": shown_bytes(table[i]), "logprob": _finite(value), "bytes": list(table[i])}
                 for i, value in shown.token.top
             ],
         }
@@ -96,11 +100,18 @@ def text_logprobs(tokens: Sequence[ShownToken], tokenizer: Tokenizer, *, offset:
             continue
         top: dict[str, float] = {}
         for i, value in (*shown.token.top, (shown.token.id, shown.token.logprob)):
-            top.setdefault(shown_bytes(table[i]), value)
+            top.setdefault(shown_bytes(table[i]), _finite(value))
         tops.append(top)
     return {
         "tokens": [shown.text for shown in tokens],
-        "token_logprobs": [shown.token.logprob for shown in tokens],
+        "token_logprobs": [
+            None if shown.token.logprob is None else _finite(shown.token.logprob)
+            for shown in tokens
+        ],
         "top_logprobs": tops,
         "text_offset": offsets,
     }
+
+
+def _finite(value: float | None) -> float:
+    return LEAST if value is None else max(value, LEAST)

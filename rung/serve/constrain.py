@@ -68,8 +68,8 @@ def tools_grammar(
 ) -> str:
     """Lark for answers that call `functions`.
 
-    forced: the answer is calls and nothing else (one, or with `many` one or more). Otherwise text
-    with calls in it, or with `answer` either calls or that.
+    forced: the answer is calls and nothing else. Otherwise it is text with calls in it, or with
+    `answer` either calls or that. many: more than one call; else the answer ends with the first.
     """
     more = f' ("\\n" {_BLOCK})*' if many else ""
     lines = ["%llguidance {}"]
@@ -78,7 +78,8 @@ def tools_grammar(
         lines += [f"calls: {_BLOCK}{more}"]
         lines += [answer.lark] if answer is not None and not forced else []
     else:
-        lines += ["start: marked* tail", "tail: TEXT", "TEXT: /(.|\\n)*/"]
+        lines += ["start: marked* tail" if many else "start: marked | tail"]
+        lines += ["tail: TEXT", "TEXT: /(.|\\n)*/"]
         lines += [f"begin[lazy]: TEXT {json.dumps(OPEN)}"]
         lines += [f'marked: begin "\\n" call {json.dumps(_AFTER)}']
     lines += ["call: " + " | ".join(f"call_{n}" for n in range(len(functions)))]

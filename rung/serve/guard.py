@@ -77,8 +77,7 @@ class _Passage:
             if self.status == 499:
                 message = f"internal error in request {self.id}; the server's output has the place"
                 await self._refuse(ApiError(500, message, code="internal_error"))
-            else:
-                raise
+            # else the answer had begun: uvicorn closes the connection, and the client sees a cut
         finally:
             route = scope.get("route")
             endpoint = getattr(route, "path", "other")

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,16 @@ _FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a request asks of the engine: an order a prompt. reads_tools: <tool_call> is a call."""
+    """What a request asks of the engine: an order a prompt.
+
+    prompt: for the traffic log. reads_tools: <tool_call> in an answer is a call.
+    """
 
     model: ServedModel
     tokenizer: Tokenizer
     orders: list[Order]
     prompt: list[Message] | str
     reads_tools: bool = False
-    texts: list[str] = field(default_factory=list)
 
     @property
     def prompt_tokens(self) -> int:
@@ -107,8 +109,8 @@ def plan_completions(state: ServerState, body: CompletionRequest) -> Plan:
                 echo=bool(body.echo),
             )
         )
-    texts = [tokenizer.decode(ids) for ids in prompts]
-    return Plan(model, tokenizer, orders, "\n".join(texts), texts=texts)
+    logged = prompts if state.traffic is not None else []
+    return Plan(model, tokenizer, orders, "\n".join(map(tokenizer.decode, logged)))
 
 
 def check_shared(body: Sampled) -> None:
@@ -189,8 +191,8 @@ def _constraint(
     forced = choice == "required" or bool(named)
     if wanted is not None and wanted.grammar is not None:
         raise unsupported("a grammar cannot be combined with tools", param="response_format")
-    if forced or wanted is not None or any(f.get("strict") for f in functions):
-        many = not named and body.parallel_tool_calls is not False
+    many = not named and body.parallel_tool_calls is not False
+    if forced or wanted is not None or not many or any(f.get("strict") for f in functions):
         grammar = tools_grammar(named or functions, forced=forced, many=many, answer=wanted)
         return grammar_of(tokenizer, grammar, param="tools")
     return None

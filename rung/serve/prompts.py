@@ -82,7 +82,7 @@ def read_messages(values: Sequence[Json]) -> list[Message]:
         joins_closely = tool
     if values[-1].get("tool_calls"):
         raise bad_value(
-            "the last message calls tools; what they gave must follow, a message of role 'tool' each",
+            "the last message calls tools; what they gave must follow, in messages of role 'tool'",
             param=f"messages[{len(values) - 1}].tool_calls",
         )
     return told

@@ -28,7 +28,6 @@ class Settings:
 
     api_keys: any of them opens the server; none: it is open, which is for loopback only.
     max_choices: answers that one request may ask for (prompts x n).
-    slow_seconds, low_reward: what the traffic log marks as an edge case.
     """
 
     host: str = "127.0.0.1"
@@ -38,8 +37,6 @@ class Settings:
     ping_seconds: float = 15.0
     poll_seconds: float = 2.0
     drain_seconds: float = 60.0
-    slow_seconds: float = 20.0
-    low_reward: float = -1.0
 
 
 @dataclass

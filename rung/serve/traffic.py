@@ -15,7 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rung.errors import ConfigError
 from rung.serve.marks import find_marks
+from rung.store.store import Store
 from rung.text.pii import redact
 
 _BATCH_SECONDS = 0.5
@@ -115,6 +117,23 @@ class TrafficLog:
                 os.fsync(file.fileno())
         except OSError as error:
             self._say(f"traffic: {len(rows)} rows are lost, {path} cannot be written: {error}")
+
+
+def open_traffic(
+    store: Store, *, slow_seconds: float, low_reward: float, reward: str | None = None
+) -> TrafficLog:
+    """The log in the folder `traffic` of a store; reward: name of a reward model in it."""
+    score = None
+    if reward is not None:
+        artefact = store.checked(store.open(reward))
+        if artefact.kind != "reward-model":
+            raise ConfigError(f"--reward {reward} is a {artefact.kind}, not a reward-model")
+        from rung.serve.scoring import RewardScorer
+
+        score = RewardScorer(artefact.path)
+    return TrafficLog(
+        store.root / "traffic", slow_seconds=slow_seconds, low_reward=low_reward, score=score
+    )
 
 
 def to_row(
