@@ -8,6 +8,7 @@ from rung import (
     cli_exchange,
     cli_predict,
     cli_run,
+    cli_serve,
     cli_store,
     cli_talk,
 )
@@ -29,6 +30,7 @@ for room in (
     cli_store,
     cli_data,
     cli_doctor,
+    cli_serve,
 ):
     room.register(app)
 

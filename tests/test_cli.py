@@ -29,6 +29,7 @@ VERBS = [
     "import",
     "export",
     "predict",
+    "serve",
     "report",
     "ls",
     "show",

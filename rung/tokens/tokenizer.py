@@ -117,6 +117,20 @@ class Tokenizer:
         """The id of a special token."""
         return self._ids[name]
 
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that `text` names; None where it names none."""
+        return self._ids.get(text)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """What the configuration names: {"bos_token": "<|endoftext|>", ...}."""
+        return dict(self._names)
+
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template, "" where there is none."""
+        return self._template_source()
+
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, int32 [n], no special token among them; decode gives `text` back."""
         return self.encode_batch([text])[0]
