@@ -17,7 +17,8 @@ from rung.serve.chat import router
 from rung.serve.html import STATIC
 
 CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
@@ -36,7 +37,12 @@ class Fake:
     left: int = 0  # clients that went away in the middle
 
     async def stream(self, request, body):
-        start = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+        start = {
+            "id": "c1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": body["model"],
+        }
 
         def event(delta, finish=None):
             choice = {"index": 0, "delta": delta, "finish_reason": finish}

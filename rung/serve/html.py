@@ -24,8 +24,4 @@ def _environment() -> Environment:
 
 def render_page(template: str, *, path: str, **context: object) -> str:
     """HTML of a template that extends base.html. path: of the request, marked in the navigation."""
-    return (
-        _environment()
-        .get_template(template)
-        .render(path=path, navigation=NAVIGATION, **context)
-    )
+    return _environment().get_template(template).render(path=path, navigation=NAVIGATION, **context)

@@ -33,9 +33,9 @@ const FIXED = [["Enter", "send"], ["Shift Enter", "begin a line"], ["Esc", "stop
 export function listen(act, { usable, collect }) {
   const keys = collect ? [...KEYS, ...FEEDBACK] : KEYS;
   const rows = [...FIXED, ...keys.map(([key, , text]) => [key, text])];
-  find("keys-list").replaceChildren(...rows.flatMap(([key, text]) => [
-    h("dt", {}, key.split(" ").map((one) => h("kbd", {}, one))), h("dd", {}, text),
-  ]));
+  find("keys-list").replaceChildren(...rows.map(([key, text]) => (
+    h("div", {}, h("dt", {}, key.split(" ").map((one) => h("kbd", {}, one))), h("dd", {}, text))
+  )));
   const byKey = new Map(keys.map(([key, name]) => [key, name]));
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open]")) return;

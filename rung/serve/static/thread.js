@@ -17,9 +17,14 @@ export class Thread {
     this.proses = new Map(); // node id -> Prose
     this.editing = null; // node id
     this.sticks = true; // whether it follows what is written
+    let before = { top: 0, height: 0 };
     this.box.addEventListener("scroll", () => {
-      const left = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight;
-      this.sticks = left < 48;
+      const { scrollTop: top, scrollHeight: height } = this.box;
+      const left = height - top - this.box.clientHeight;
+      // Only somebody who scrolls up lets go; a page that grew or shrank does not.
+      if (left < 48) this.sticks = true;
+      else if (top < before.top && height >= before.height) this.sticks = false;
+      before = { top, height };
       find("latest").hidden = left < 240;
     }, { passive: true });
     new ResizeObserver(() => this.sticks && this.toEnd()).observe(this.list);
@@ -45,6 +50,8 @@ export class Thread {
   }
 
   draw(conversation) {
+    const { sticks } = this;
+    const top = this.box.scrollTop;
     this.conversation = conversation;
     const focus = this.#focus();
     const shown = path(conversation);
@@ -53,7 +60,8 @@ export class Thread {
     this.list.replaceChildren(...shown.map((node) => this.#item(node)));
     find("start").hidden = shown.length > 0;
     this.#focusAgain(focus);
-    if (this.sticks) this.toEnd();
+    if (sticks) this.toEnd();
+    else this.box.scrollTop = top;
   }
 
   #focus() {
@@ -102,7 +110,7 @@ export class Thread {
         act("copy", "copy", "Copy (c)"),
         act("retry", "retry", "Answer again (r)"),
         ...this.#opinions(node),
-        small(figuresOf(node), "figures"),
+        small(figuresOf(node), "figures quiet-act"),
       ]));
   }
 
@@ -114,21 +122,21 @@ export class Thread {
     return h("section", { class: "pair", "aria-label": "Two answers" },
       h("div", { class: "sides" }, cards),
       busy || said || left.model ? this.#verdict(pair, said) : this.#votes(left),
-      h("div", { class: "acts" }, this.#versions(node), busy ? null : act("retry", "retry", "Answer both again (r)", {}, left.id)));
+      h("div", { class: "acts" }, this.#versions(node), busy ? null : act("retry", "retry", "Answer both again (r)", { class: "" }, left.id)));
   }
 
   #side(node, { kept, open, verdict }) {
     const letter = LETTERS[node.pair.side];
     const won = verdict === node.pair.side ? " won" : "";
     const streams = this.answers.has(node) ? " streaming" : "";
-    return this.#message(node, `Answer ${letter}${node.model ? `, ${node.model}` : ""}`, `from-model${won}${streams}${kept && open ? " kept" : ""}`,
+    return this.#message(node, `Answer ${letter}${node.model ? `, ${node.model}` : ""}`, `from-model${won}${streams}${kept && node.model ? " kept" : ""}`,
       h("div", { class: "who" }, h("span", { class: "side-letter" }, letter), node.model ? h("span", {}, node.model) : null, small(node.artefact?.slice(0, 8))),
       this.#body(node), this.#outcome(node),
       h("div", { class: "acts" }, open ? [
         act("copy", "copy", "Copy"),
-        kept ? null : act("keep", "check", "Go on with this answer"),
         ...(node.model ? this.#opinions(node) : []),
         node.model ? small(figuresOf(node), "figures") : null, // speed may tell who it is
+        kept || !node.model ? null : h("button", { type: "button", class: "link", "data-act": "keep" }, "Go on with this one"),
       ] : []));
   }
 
@@ -149,7 +157,7 @@ export class Thread {
       both_bad: `You called both bad: A is ${left.model}, B is ${right.model}.`,
     };
     const text = texts[said] ?? `A is ${left.model}, B is ${right.model}. Not voted on.`;
-    const undo = texts[said] ? h("button", { type: "button", "data-act": "unvote" }, "Take it back") : null;
+    const undo = texts[said] ? h("button", { type: "button", class: "link", "data-act": "unvote" }, "Take it back") : null;
     return h("p", { class: "verdict", role: "status", "data-node": left.id }, text, " ", undo);
   }
 
