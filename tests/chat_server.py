@@ -33,6 +33,8 @@ class Fake:
     delay: float = 0.0
     finish: str = "stop"
     refusal: tuple[int, str] | None = None
+    failing: int = 0  # posts of feedback that are answered by 503 before they are stored
+    key: str = ""  # asked for where it is set
     asked: list[dict] = field(default_factory=list)
     left: int = 0  # clients that went away in the middle
 
@@ -81,7 +83,15 @@ def build(root, *, collect=True, fake=None, names=MODELS):
 
     @application.middleware("http")
     async def policy(request, call_next):
-        response = await call_next(request)
+        path, said = request.url.path, request.headers.get("authorization")
+        is_open = path == "/chat" or path.startswith("/static/")
+        if fake.key and not is_open and said != f"Bearer {fake.key}":
+            response = JSONResponse({"error": {"message": "no such key"}}, 401)
+        elif path == "/chat/feedback" and fake.failing:
+            fake.failing -= 1
+            response = JSONResponse({"error": {"message": "busy"}}, 503)
+        else:
+            response = await call_next(request)
         response.headers["Content-Security-Policy"] = CSP
         return response
 

