@@ -22,7 +22,7 @@ CSP = (
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-MODELS = {"assistant": "9b1f77aa", "base": "41c0ffee"}
+MODELS = {"polite": "9b1f77aa", "base": "41c0ffee"}
 
 
 @dataclass

@@ -20,7 +20,7 @@ THUMB = {
     "kind": "thumb",
     "subject": "a1",
     "prompt": ASK,
-    "answers": [{"text": "Hello!", "model": "assistant", "artefact": "9b1f77aa"}],
+    "answers": [{"text": "Hello!", "model": "polite", "artefact": "9b1f77aa"}],
     "value": "up",
 }
 
@@ -30,7 +30,7 @@ def serve(tmp_path, **how):
     return TestClient(application), fake
 
 
-def compare(client, models=("assistant", "base")):
+def compare(client, models=("polite", "base")):
     reply = client.post("/chat/arena", json={"models": list(models)})
     assert reply.status_code == 200, reply.text
     return reply.json()["id"]
@@ -48,7 +48,7 @@ def test_the_page(tmp_path):
     assert page.headers["content-type"].startswith("text/html")
     assert 'aria-current="page">Chat<' in page.text
     assert "may be used for training" in page.text
-    assert "assistant" not in page.text  # open where the API asks for a key: no model is named
+    assert "polite" not in page.text  # open where the API asks for a key: no model is named
     for address in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
         assert client.get(address).status_code == 200, address
     assert set(FLAG_NAMES) == set(FLAGS)
@@ -164,7 +164,7 @@ def answer(client, comparison, side, **body):
 
 
 def test_a_comparison_hides_the_names_until_the_vote(tmp_path):
-    fake = Fake(pieces={"assistant": ["I am A"], "base": ["\u00e4 B", "\u4e2d"]})
+    fake = Fake(pieces={"polite": ["I am A"], "base": ["\u00e4 B", "\u4e2d"]})
     client, _ = serve(tmp_path, fake=fake)
     comparison = compare(client)
     texts = {}
@@ -182,7 +182,7 @@ def test_a_comparison_hides_the_names_until_the_vote(tmp_path):
         )
     asked = [body["model"] for body in fake.asked]
     assert sorted(asked) == sorted(MODELS)
-    said = {"assistant": "I am A", "base": "\u00e4 B\u4e2d"}
+    said = {"polite": "I am A", "base": "\u00e4 B\u4e2d"}
     assert texts == {"left": said[asked[0]], "right": said[asked[1]]}
 
     reply = client.post("/chat/feedback", json=vote(comparison, "right", comment="shorter"))
@@ -234,9 +234,9 @@ def test_errors_of_the_api_come_through_without_the_name(tmp_path):
 def test_sides_are_drawn_by_chance(tmp_path):
     arena = Arena()
     models = list(MODELS.items())
-    left = [arena.start(models, ["assistant", "base"]).models[0] for _ in range(400)]
+    left = [arena.start(models, ["polite", "base"]).models[0] for _ in range(400)]
     # binomial(400, 1/2): outside of 140..260 with chance 1e-9
-    assert 140 <= left.count("assistant") <= 260
+    assert 140 <= left.count("polite") <= 260
     assert len(set(arena._known)) == 400
     three = [*models, ("third", "3")]
     drawn = {frozenset(arena.start(three, []).models) for _ in range(200)}
@@ -244,7 +244,7 @@ def test_sides_are_drawn_by_chance(tmp_path):
     same = arena.start(models, ["base", "base"])
     assert same.models == ("base", "base")
     for wrong in (["base"], ["base", "judge"], ["a", "b", "c"]):
-        with pytest.raises(ComparisonError, match="takes two of: assistant, base"):
+        with pytest.raises(ComparisonError, match="takes two of: polite, base"):
             arena.start(models, wrong)
     with pytest.raises(ComparisonError):
         arena.start([("one", "1")], [])
@@ -275,5 +275,5 @@ def test_two_answers_of_one_model_have_two_seeds(tmp_path):
 
 def test_a_model_cannot_be_smuggled_in(tmp_path):
     client, fake = serve(tmp_path)
-    answer(client, compare(client, ("base", "base")), "left", model="assistant")
+    answer(client, compare(client, ("base", "base")), "left", model="polite")
     assert fake.asked[0]["model"] == "base"

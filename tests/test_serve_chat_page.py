@@ -218,7 +218,7 @@ def test_hostile_answers_do_nothing(visit, size):
 
 
 def test_two_models_side_by_side_without_names(visit, tmp_path):
-    page = visit(Fake(pieces={"assistant": ["Answer one."], "base": ["Answer two."]}))
+    page = visit(Fake(pieces={"polite": ["Answer one."], "base": ["Answer two."]}))
     page.key("x")
     page.ask("Which?")
     page.tab.wait_for_selector(".votes")
@@ -230,7 +230,7 @@ def test_two_models_side_by_side_without_names(visit, tmp_path):
     (event,) = events(tmp_path)
     assert (event.value, event.blind) == ("right", True)
     assert [a.text for a in event.answers] == [left, right]
-    said = {"assistant": "Answer one.", "base": "Answer two."}
+    said = {"polite": "Answer one.", "base": "Answer two."}
     assert [said[a.model] for a in event.answers] == [left, right]
     assert event.prompt == [{"role": "user", "content": "Which?"}]
     first, second = (a.model for a in event.answers)
@@ -276,7 +276,7 @@ def test_thumbs_flags_comments_and_edits_reach_the_inbox(visit, tmp_path):
         ("edit", "Hello, you."),
     ]
     assert len({e.subject for e in said}) == 1
-    assert {e.answers[0].artefact for e in said} == {MODELS["assistant"]}
+    assert {e.answers[0].artefact for e in said} == {MODELS["polite"]}
     assert not any(e.answers[0].stopped for e in said)  # it was cut off
     assert said[0].annotator.startswith("browser-")
 
@@ -390,7 +390,7 @@ def test_keys_and_names_of_controls(visit):
     assert page.tab.input_value("#text") == "n?e[+"
     assert page.texts(".from-user .said") == ["Hi"]
     page.key("k")
-    assert page.tab.evaluate("document.activeElement.getAttribute('aria-label')") == "assistant"
+    assert page.tab.evaluate("document.activeElement.getAttribute('aria-label')") == "polite"
     page.key(",")
     page.tab.uncheck("#single-keys")
     page.key("n")

@@ -15,7 +15,7 @@ from markdown_it.token import Token
 MAX_HIGHLIGHTED = 20_000  # characters of a block of code; longer ones are shown in one colour
 
 _LANGUAGES = (
-    "bash c cpp csharp css diff go haskell html ini java javascript js json jsonl julia kotlin lua "
+    "bash c cpp csharp css diff go haskell html ini java javascript js json julia kotlin lua "
     "make perl php py pycon python r ruby rust scala sh shell sql swift tex toml ts typescript "
     "xml yaml yml zig"
 )
@@ -73,8 +73,12 @@ def _highlight(code: str, language: str, attributes: str) -> str:
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
 
-    lexer = get_lexer_by_name(language.lower(), stripnl=False, ensurenl=False)
+    try:
+        lexer = get_lexer_by_name(language.lower(), stripnl=False, ensurenl=False)
+    except ClassNotFound:  # an older Pygments knows fewer
+        return ""
     html: str = highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
     return html
 
