@@ -66,7 +66,7 @@ class Fake:
         yield "data: [DONE]\n\n"
 
 
-def build(root, *, collect=True, fake=None, names=MODELS):
+def build(root, *, collect=True, fake=None, names=MODELS, traffic=None):
     """(application, fake)."""
     fake = fake or Fake()
     application = FastAPI()
@@ -76,9 +76,10 @@ def build(root, *, collect=True, fake=None, names=MODELS):
     ]
     served.append(SimpleNamespace(name="judge", artefact_id="0", context=9, kind="reward-model"))
     application.state.rung = SimpleNamespace(
-        service=SimpleNamespace(models=lambda: served),
+        engine=SimpleNamespace(models=lambda: served),
         store=SimpleNamespace(root=root),
         settings=SimpleNamespace(collect_feedback=collect),
+        traffic=traffic,
     )
 
     @application.middleware("http")

@@ -147,6 +147,21 @@ def test_wrong_feedback_is_refused_and_says_why(tmp_path, change, status, said):
     assert list(Inbox(inbox_path(tmp_path)).events()) == []
 
 
+def test_a_flagged_answer_is_marked_in_the_traffic_log(tmp_path):
+    class Traffic:
+        flags = []
+
+        def flag(self, id, reason, *, comment):
+            self.flags.append((id, reason, comment))
+
+    client, _ = serve(tmp_path, traffic=Traffic())
+    answers = [{"text": "Hello!", "completion": "chatcmpl-1"}]
+    flag = {"kind": "flag", "value": ["misleading", "biased"], "comment": "no", "answers": answers}
+    for event in (flag, flag, {"answers": answers, "key": "k2"}, flag | {"value": [], "key": "k3"}):
+        assert client.post("/chat/feedback", json=THUMB | event).status_code == 200
+    assert Traffic.flags == [("chatcmpl-1", "biased, misleading", "no")]
+
+
 def test_one_switch_turns_collecting_off(tmp_path):
     client, _ = serve(tmp_path, collect=False)
     page = client.get("/chat").text
@@ -218,8 +233,8 @@ def test_no_vote_after_the_names(tmp_path):
     assert {names[side]["model"] for side in names} == set(MODELS)
     assert client.post("/chat/feedback", json=vote(comparison)).status_code == 409
     assert client.post("/chat/feedback", json=vote("unknown")).status_code == 409
-    assert client.post("/chat/arena/unknown/names", json={}).status_code == 404
-    assert answer(client, "unknown", "left").status_code == 404
+    assert client.post("/chat/arena/unknown/names", json={}).status_code == 410
+    assert answer(client, "unknown", "left").status_code == 410
     assert answer(client, comparison, "middle").status_code == 404
 
 

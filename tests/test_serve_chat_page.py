@@ -38,7 +38,7 @@ class Page:
         self.context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme=scheme, accept_downloads=True
         )
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(120_000)
         self.tab = self.context.new_page()
         self.problems = []
         expected = ("401", "403", "503", "429")  # a browser names failed requests by itself
@@ -278,6 +278,7 @@ def test_thumbs_flags_comments_and_edits_reach_the_inbox(visit, tmp_path):
     assert len({e.subject for e in said}) == 1
     assert {e.answers[0].artefact for e in said} == {MODELS["polite"]}
     assert not any(e.answers[0].stopped for e in said)  # it was cut off
+    assert {e.answers[0].completion for e in said} == {"c1"}  # by which the traffic log knows it
     assert said[0].annotator.startswith("browser-")
 
 

@@ -21,13 +21,15 @@ KINDS = ("vote", "thumb", "flag", "comment", "edit")
 class Shown:
     """An answer as it was shown. model: its served name; artefact: the id behind the name then.
 
-    stopped: whether the model ended it itself.
+    stopped: whether the model ended it itself. completion: the id that the API gave it, by which
+    the traffic log knows it.
     """
 
     text: str
     model: str = ""
     artefact: str = ""
     stopped: bool = True
+    completion: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Event:
     Example:
     {"id": "chat/5f0c...", "key": "b6c9...", "time": "2026-10-05T09:30:00.120+00:00",
      "kind": "thumb", "subject": "a-17", "prompt": [{"role": "user", "content": "Hi"}],
-     "answers": [{"text": "Hello!", "model": "chat", "artefact": "9b1f...", "stopped": true}],
-     "value": "up", "comment": "", "blind": false, "sampling": {"temperature": 0.7},
+     "answers": [{"text": "Hello!", "model": "chat", "artefact": "9b1f...", "stopped": true,
+     "completion": "chatcmpl-2f..."}], "value": "up", "comment": "", "blind": false, "sampling": {"temperature": 0.7},
      "annotator": "browser-3fa9"}
     """
 
@@ -130,9 +132,9 @@ def _shown(row: Any, *, where: str) -> Shown:
         raise DataError(
             f'{where}: an answer is an object with its text, as in {{"text": "Hello!"}}'
         )
-    names = {key: row.get(key, "") for key in ("model", "artefact")}
+    names = {key: row.get(key, "") for key in ("model", "artefact", "completion")}
     if not all(isinstance(name, str) and len(name) <= 200 for name in names.values()):
-        raise DataError(f"{where}: model and artefact of an answer are texts")
+        raise DataError(f"{where}: model, artefact and completion of an answer are short texts")
     return Shown(text=row["text"], stopped=row.get("stopped") is not False, **names)
 
 
@@ -195,8 +197,7 @@ def _from_vote(event: Event, comments: _Comments) -> Ranking:
 
 
 def _from_edit(event: Event, comments: _Comments) -> Ranking:
-    ranking = _ranking(event, comments, ranks=[1, 2], flags=[[], []], edited=str(event.value))
-    return ranking
+    return _ranking(event, comments, ranks=[1, 2], flags=[[], []], edited=str(event.value))
 
 
 def _from_single(by_kind: Mapping[str, Event], comments: _Comments) -> Ranking:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Depends, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 
 from rung.errors import DataError
-from rung.feedback.events import Event, Shown, parse_event
+from rung.feedback.events import Event, parse_event
 from rung.feedback.inbox import Inbox, inbox_path
 from rung.serve.arena import SIDES, Arena, Comparison, ComparisonError
 from rung.serve.html import render_page
@@ -20,7 +20,7 @@ from rung.serve.masked import MaskedCompletion
 MAX_TEXT = 200_000  # characters that are rendered; longer texts are shown as they are
 MAX_TEXTS = 200
 MAX_FEEDBACK = 4_000_000  # bytes of one event
-NOT_CHATTING = ("reward-model", "classifier")
+CHATTING = ("model", "adapter")  # kinds of a served model that write text
 
 router = APIRouter(prefix="/chat")
 
@@ -67,7 +67,7 @@ Json = Annotated[dict[str, Any], Body()]
 
 @router.get("", response_class=HTMLResponse)
 def page(request: Request) -> HTMLResponse:
-    """The page itself names no model: it is open where the API asks for a key."""
+    """The page itself: it names no model and holds nothing of anybody."""
     collect = bool(request.app.state.rung.settings.collect_feedback)
     return HTMLResponse(
         render_page("chat.html", path=request.url.path, collect=collect, flags=FLAG_NAMES)
@@ -85,8 +85,8 @@ FLAG_NAMES = {
 
 
 def _chatting(request: Request) -> list[Any]:
-    models = request.app.state.rung.service.models()
-    return [model for model in models if model.kind not in NOT_CHATTING]
+    models = request.app.state.rung.engine.models()
+    return [model for model in models if model.kind in CHATTING]
 
 
 @router.get("/models")
@@ -129,7 +129,7 @@ def _comparison(chat: Chat, id: str) -> Comparison:
     try:
         return chat.arena.get(id)
     except ComparisonError as error:
-        raise HTTPException(404, str(error)) from None
+        raise HTTPException(410, str(error)) from None
 
 
 @router.post("/arena/{id}/{side}/completions", dependencies=Posted)
@@ -178,6 +178,7 @@ def feedback(request: Request, chat: Mine, body: Json) -> dict[str, Any]:
                 comparison = chat.arena.claim(event.subject, event.key, retract=retract)
                 event = _blind(event, comparison)
             stored = chat.inbox.add(event)
+            _mark(request, stored)
     except DataError as error:
         raise HTTPException(400, str(error)) from None
     except ComparisonError as error:
@@ -189,6 +190,13 @@ def feedback(request: Request, chat: Mine, body: Json) -> dict[str, Any]:
             for side, answer in zip(SIDES, stored.answers, strict=True)
         }
     return said
+
+
+def _mark(request: Request, event: Event) -> None:
+    """A flagged answer is an edge case of the traffic log, where there is one."""
+    traffic, answer = request.app.state.rung.traffic, event.answers[0]
+    if event.kind == "flag" and event.value and traffic is not None and answer.completion:
+        traffic.flag(answer.completion, ", ".join(event.value), comment=event.comment)
 
 
 def _event(body: dict[str, Any]) -> Event:
@@ -204,7 +212,7 @@ def _event(body: dict[str, Any]) -> Event:
 def _blind(event: Event, comparison: Comparison) -> Event:
     """A vote with the models that stood left and right, which the page did not know."""
     answers = [
-        Shown(answer.text, model, artefact, answer.stopped)
+        replace(answer, model=model, artefact=artefact)
         for answer, model, artefact in zip(
             event.answers, comparison.models, comparison.artefacts, strict=True
         )

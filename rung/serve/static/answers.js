@@ -29,6 +29,7 @@ export class Answers {
     let first = 0;
     try {
       for await (const chunk of complete(path, body, controller.signal)) {
+        node.completion ??= chunk.id;
         if (chunk.usage) node.usage = { prompt: chunk.usage.prompt_tokens, answer: chunk.usage.completion_tokens };
         const choice = chunk.choices?.[0];
         if (choice?.finish_reason) node.finish = choice.finish_reason;

@@ -78,6 +78,7 @@ const shown = (node) => ({
   model: node.model ?? "",
   artefact: node.artefact ?? "",
   stopped: node.finish === "stop",
+  completion: node.completion ?? "",
 });
 
 /** An event about one answer. */

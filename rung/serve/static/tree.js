@@ -2,7 +2,7 @@
 // can go back. No page here.
 //
 // node: {id, parent, role, content, children, time}; answers also {model, artefact, sampling,
-// finish, usage, seconds, error, edited, pair: {id, side}, said: {thumb, flags, vote, ...}}
+// finish, usage, completion, seconds, error, edited, pair: {id, side}, said: {thumb, flags, vote, ...}}
 import { newId } from "./dom.js";
 
 const ROOT = "";
