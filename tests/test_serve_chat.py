@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from chat_server import MODELS, Fake, build
@@ -148,18 +149,14 @@ def test_wrong_feedback_is_refused_and_says_why(tmp_path, change, status, said):
 
 
 def test_a_flagged_answer_is_marked_in_the_traffic_log(tmp_path):
-    class Traffic:
-        flags = []
-
-        def flag(self, id, reason, *, comment):
-            self.flags.append((id, reason, comment))
-
-    client, _ = serve(tmp_path, traffic=Traffic())
+    flags = []
+    traffic = SimpleNamespace(flag=lambda id, why, *, comment: flags.append((id, why, comment)))
+    client, _ = serve(tmp_path, traffic=traffic)
     answers = [{"text": "Hello!", "completion": "chatcmpl-1"}]
     flag = {"kind": "flag", "value": ["misleading", "biased"], "comment": "no", "answers": answers}
     for event in (flag, flag, {"answers": answers, "key": "k2"}, flag | {"value": [], "key": "k3"}):
         assert client.post("/chat/feedback", json=THUMB | event).status_code == 200
-    assert Traffic.flags == [("chatcmpl-1", "biased, misleading", "no")]
+    assert flags == [("chatcmpl-1", "biased, misleading", "no")]
 
 
 def test_one_switch_turns_collecting_off(tmp_path):

@@ -46,8 +46,8 @@ class Event:
     {"id": "chat/5f0c...", "key": "b6c9...", "time": "2026-10-05T09:30:00.120+00:00",
      "kind": "thumb", "subject": "a-17", "prompt": [{"role": "user", "content": "Hi"}],
      "answers": [{"text": "Hello!", "model": "chat", "artefact": "9b1f...", "stopped": true,
-     "completion": "chatcmpl-2f..."}], "value": "up", "comment": "", "blind": false, "sampling": {"temperature": 0.7},
-     "annotator": "browser-3fa9"}
+     "completion": "chatcmpl-2f..."}], "value": "up", "comment": "", "blind": false,
+     "sampling": {"temperature": 0.7}, "annotator": "browser-3fa9"}
     """
 
     id: str
