@@ -149,9 +149,7 @@ def _build(
         context = StageContext(
             inputs={role: some[0] for role, some in inputs.items() if not roles[role].many},
             many={
-                role.name: tuple(inputs.get(role.name, ()))
-                for role in roles.values()
-                if role.many
+                role.name: tuple(inputs.get(role.name, ())) for role in roles.values() if role.many
             },
             out=work.out,
             run=work.run,

@@ -27,7 +27,6 @@ from rung.train.ranked import cut_by_tokens
 from rung.train.rollout import Prompt, load_prompts
 from rung.train.start import start_policy
 
-
 _SHOWN = 3  # answers of each grading that people may read
 
 
