@@ -68,16 +68,19 @@ AXES = (("step", "step"), ("tokens", "tokens"), ("seconds", "seconds of training
 _PLAIN = ("step", "tokens", "seconds")  # what the axes are made of
 
 
-def panels_of(names: Sequence[str]) -> list[Panel]:
-    """The charts for figures of these names: main ones first, each figure on one chart."""
+def panels_of(names: Sequence[str], *, growing: bool = False) -> list[Panel]:
+    """The charts for figures of these names: main ones first, each figure on one chart.
+
+    growing: a run still goes on: a chart waits for all figures it may get.
+    """
     left = dict.fromkeys(name for name in names if name not in _PLAIN)
     found = []
     for title, unit, known in MAIN:
-        series = tuple(Series(name, label) for name, label in known if name in left)
-        if series:
-            found.append(Panel(title, unit, series))
+        if any(name in left for name, _ in known):
+            series = [Series(name, label) for name, label in known if growing or name in left]
+            found.append(Panel(title, unit, tuple(series)))
             for one in series:
-                del left[one.name]
+                left.pop(one.name, None)
     # Figures of one prefix have different scales: a chart each.
     others = sorted(left, key=lambda name: (name.split("/")[0], name))
     return found + [Panel(say(n), "", (Series(n, say(n)),), main=False) for n in others]

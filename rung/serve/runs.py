@@ -108,6 +108,7 @@ def read_data(
                 "cursor": reading.cursor,
                 "whole": reading.whole,
                 "rows": reading.rows,
+                "figures": len(shelf.curves(record).names()),
                 "lines": {name: _line(line) for name, line in reading.lines.items()},
             }
         )
@@ -125,7 +126,7 @@ def compare_runs(request: Request, run: RunKeys) -> str:
         "compare.html",
         runs=records,
         labels=_labels(records),
-        runs_spec=_runs_spec(records),
+        runs_spec=_runs_spec(shelf, records),
         charts=_charts(shelf, records),
         axes=AXES,
         differences=_differences(records),
@@ -146,7 +147,7 @@ def show_run(request: Request, key: str) -> str:
     return _render(
         "run.html",
         run=run,
-        runs_spec=_runs_spec([run]),
+        runs_spec=_runs_spec(shelf, [run]),
         config=[(key, _said(value)) for key, value in _flat(run.config).items()],
         charts=_charts(shelf, [run]),
         axes=AXES,
@@ -169,14 +170,19 @@ def _render(template: str, **context: Any) -> str:
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Names, with the beginning of the key where two are equal."""
     names = [run.name for run in runs]
-    return [
-        n if names.count(n) == 1 else f"{n} {r.key[:6]}" for n, r in zip(names, runs, strict=True)
-    ]
+    twice = {name for name in names if names.count(name) > 1}
+    return [f"{run.name} {run.key[:6]}" if run.name in twice else run.name for run in runs]
 
 
-def _runs_spec(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _runs_spec(shelf: Shelf, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the script of the charts must know. figures: how many are logged so far."""
     return [
-        {"key": run.short_key, "label": label, "active": run.active}
+        {
+            "key": run.short_key,
+            "label": label,
+            "active": run.active,
+            "figures": len(shelf.curves(run).names()),
+        }
         for run, label in zip(runs, _labels(runs), strict=True)
     ]
 
@@ -209,7 +215,7 @@ def _charts(shelf: Shelf, runs: Sequence[Run]) -> list[Charted]:
         tables[run.key] = dict(reading.lines)
         names |= dict.fromkeys(shelf.curves(run).names())
     charts = []
-    for panel in panels_of(list(names)):
+    for panel in panels_of(list(names), growing=any(run.active for run in runs)):
         rows = []
         for run, called in zip(runs, _labels(runs), strict=True):
             for series in panel.series:

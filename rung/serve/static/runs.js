@@ -3,7 +3,7 @@ const charts = document.querySelector("#charts");
 const controls = document.querySelector("#controls");
 const live = document.querySelector("#live");
 const texts = document.querySelector("#texts");
-const runs = JSON.parse(charts.dataset.runs).map((run, index) => ({ ...run, index, cursors: {} }));
+const runs = JSON.parse(charts.dataset.runs).map((run, index) => ({ ...run, index }));
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = window.matchMedia("(max-width: 700px)");
 const EVERY = 2000;
@@ -14,14 +14,23 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const axis = () => controls.elements.axis.value;
 const axisLabel = () => controls.elements.axis.selectedOptions[0].textContent;
 
-// A panel: its element, its series, and lines[run key][name] = {x, y, mean_x, mean}.
-const panels = [...charts.querySelectorAll(".panel")].map((element) => ({
-  element,
-  plot: element.querySelector(".plot"),
-  ...JSON.parse(element.dataset.spec),
-  lines: {},
-  seen: false,
-}));
+// A panel: its element, its series, lines[run key][name] = {x, y, mean_x, mean}, and by run the
+// cursor up to which it has them.
+const panels = [];
+
+function addPanel(element) {
+  const panel = {
+    element,
+    plot: element.querySelector(".plot"),
+    ...JSON.parse(element.dataset.spec),
+    lines: {},
+    cursors: {},
+    seen: false,
+  };
+  panels.push(panel);
+  near.observe(element);
+  element.querySelector(".values").addEventListener("toggle", () => tabulate(panel));
+}
 
 function extend(old, fresh, whole) {
   if (whole || !old) return { x: fresh.x, y: fresh.y, mean_x: fresh.mean_x ?? fresh.x, mean: fresh.mean ?? fresh.y };
@@ -33,15 +42,14 @@ function extend(old, fresh, whole) {
   };
 }
 
-// What `shown` panels lack; their figures share one cursor a run, so that nothing comes twice.
+// What `shown` panels lack. They have the same cursors, so that nothing comes twice.
 async function load(shown, { only = runs, again = false } = {}) {
   const names = shown.flatMap((panel) => panel.series.map((series) => series.name));
   if (!names.length || !only.length) return;
-  const group = names.join(" ");
   const query = new URLSearchParams({ axis: axis(), points: String(POINTS) });
   for (const name of names) query.append("metric", name);
   for (const run of only) {
-    const cursor = again ? "" : run.cursors[group];
+    const cursor = again ? "" : shown[0].cursors[run.key];
     query.append("run", cursor ? `${run.key}@${cursor}` : run.key);
   }
   const answer = await fetch(`/runs/data?${query}`, { cache: "no-store" });
@@ -49,10 +57,11 @@ async function load(shown, { only = runs, again = false } = {}) {
   const { runs: found } = await answer.json();
   found.forEach((one, index) => {
     const run = only[index];
-    run.cursors[group] = one.cursor;
     run.active = one.status.active;
-    run.state = one.status.state;
+    if (one.figures > run.figures) grown = true;
+    run.figures = one.figures;
     for (const panel of shown) {
+      panel.cursors[run.key] = one.cursor;
       const kept = (panel.lines[run.key] ??= {});
       if (one.whole) for (const name of Object.keys(kept)) delete kept[name];
       for (const { name } of panel.series) {
@@ -203,13 +212,36 @@ async function refreshTexts() {
 // A long look at a live run gathers points: beyond this they are fetched anew, thinned.
 const heavy = () => panels.some((panel) => Object.values(panel.lines).some((by) => Object.values(by).some((line) => line.x.length > 8 * POINTS)));
 
+// Figures that were not logged yet when the page was made come as panels of a fresh page.
+let grown = false;
+async function addNewPanels() {
+  grown = false;
+  const answer = await fetch(location.href, { cache: "no-store" });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const titles = new Set(panels.map((panel) => panel.title));
+  for (const [index, box] of [...page.querySelectorAll("#charts > .panels, #charts > .more > .panels")].entries()) {
+    const here = charts.querySelectorAll(":scope > .panels, :scope > .more > .panels")[index];
+    if (!here) {
+      charts.append(page.querySelector("#charts > .more"));
+      charts.querySelectorAll(":scope > .more .panel").forEach(addPanel);
+      continue;
+    }
+    for (const element of [...box.querySelectorAll(".panel")]) {
+      if (titles.has(JSON.parse(element.dataset.spec).title)) continue;
+      here.append(element);
+      addPanel(element);
+    }
+  }
+}
+
 let failures = 0;
 async function tick() {
   const active = runs.filter((run) => run.active);
   if (!document.hidden && active.length) {
     try {
-      const shown = panels.filter((panel) => panel.seen);
-      await Promise.all([...groups(shown).map((group) => load(group, { only: active, again: heavy() })), refreshTexts()]);
+      const again = heavy();
+      await Promise.all([...groups(active, again).map((group) => load(group, { only: active, again })), refreshTexts()]);
+      if (grown || !panels.length) await addNewPanels();
       failures = 0;
       const still = runs.filter((run) => run.active).length;
       live.textContent = still ? "Live" : "Done";
@@ -223,8 +255,15 @@ async function tick() {
   if (runs.some((run) => run.active)) setTimeout(tick, Math.min(30_000, EVERY * 2 ** failures));
 }
 
-// Panels are loaded one by one as they come near, so each has its own cursors.
-const groups = (shown) => shown.map((panel) => [panel]);
+// Panels are first loaded as they come near; those that stand at the same rows go on as one.
+function groups(active, again) {
+  const found = new Map();
+  for (const panel of seen()) {
+    const at = again ? "" : active.map((run) => panel.cursors[run.key]).join(" ");
+    found.set(at, [...(found.get(at) ?? []), panel]);
+  }
+  return [...found.values()];
+}
 
 function failed(error) {
   live.textContent = `No curves: ${error.message}.`;
@@ -239,10 +278,7 @@ const near = new IntersectionObserver((entries) => {
     load([panel]).catch(failed);
   }
 }, { rootMargin: "500px" });
-for (const panel of panels) {
-  near.observe(panel.element);
-  panel.element.querySelector(".values").addEventListener("toggle", () => tabulate(panel));
-}
+charts.querySelectorAll(".panel").forEach(addPanel);
 const seen = () => panels.filter((panel) => panel.seen);
 controls.addEventListener("submit", (event) => event.preventDefault());
 controls.addEventListener("change", (event) => {
