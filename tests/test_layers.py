@@ -24,6 +24,7 @@ LAYERS = [
     "train",
     "evals",
     "exchange",
+    "serve",
     "stages",
     "samples",
     "survey",

@@ -12,6 +12,7 @@ from rung.evals.side_by_side import SampleRow, fixed_samples
 from rung.serve import show
 from rung.serve.headline import headline
 from rung.serve.html import render_page
+from rung.serve.page_route import PageRoute
 from rung.serve.picture import MAX_BOXES, Picture, family, make_picture
 from rung.serve.reports import report_of
 from rung.serve.shelf import Shelf, Verdict, shelf_of
@@ -23,7 +24,7 @@ from rung.store.runs import Run, finished, unfinished
 PAGE = 100  # artefacts on one page of the list
 _PREVIEW = 16_384  # bytes of a file that are shown
 
-router = APIRouter()
+router = APIRouter(route_class=PageRoute)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from rung.errors import RungError
 from rung.serve import show
 from rung.serve.html import render_page
+from rung.serve.page_route import PageRoute
 from rung.serve.shelf import Shelf, shelf_of
 from rung.store.lineage import recipe_artefacts
 
@@ -23,7 +24,7 @@ origin of its own: whatever ran there could neither read these pages nor ask thi
 """
 _YEAR = 31_536_000
 
-router = APIRouter()
+router = APIRouter(route_class=PageRoute)
 
 
 @router.get("/reports", response_class=HTMLResponse)

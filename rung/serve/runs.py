@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from rung.serve import show
 from rung.serve.html import render_page
+from rung.serve.page_route import PageRoute
 from rung.serve.panels import AXES, Panel, panels_of
 from rung.serve.shelf import Shelf, shelf_of
 from rung.store.curves import Line
@@ -20,7 +21,7 @@ MAX_OVERLAY = 8  # runs on one chart: as many as there are colours
 MAX_POINTS = 2000
 _LIVE = {"Cache-Control": "no-store"}
 
-router = APIRouter(prefix="/runs")
+router = APIRouter(prefix="/runs", route_class=PageRoute)
 RunKeys = Annotated[list[str], Query()]
 Axis = Literal["step", "tokens", "seconds"]
 

@@ -124,7 +124,7 @@ function draw(panel) {
     margin: { l: 50, r: 12, t: 10, b: 42 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "system-ui, sans-serif", size: narrow.matches ? 11 : 12, color: colour("--ink") },
+    font: { family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", size: narrow.matches ? 11 : 12, color: colour("--ink") },
     showlegend: legends > 1,
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     hovermode: "closest",
@@ -287,6 +287,7 @@ controls.addEventListener("change", (event) => {
 });
 const redraw = () => seen().forEach(draw);
 dark.addEventListener("change", redraw);
+document.addEventListener("rung-theme", redraw);
 narrow.addEventListener("change", redraw);
 const said = document.querySelector(".said");
 if (said) said.scrollTop = said.scrollHeight;
