@@ -125,7 +125,8 @@ def test_scores_of_a_text_are_those_of_transformers(ai: openai.OpenAI, folder: P
 
 def test_embeddings_come_through(ai: openai.OpenAI, served: tuple[Client, Service]) -> None:
     service = served[1]
-    ids = service.tokenizer("tiny").encode("Once upon a time")
+    tokenizer = service.tokenizer("tiny")
+    ids = np.append(np.int32(tokenizer.bos), tokenizer.encode("Once upon a time"))
     vector = ai.embeddings.create(model="tiny", input=ids.tolist()).data[0].embedding
     own = service.embed("tiny", [ids]).result(30)[0]
     cosine = float(np.dot(vector, own) / np.linalg.norm(vector))
