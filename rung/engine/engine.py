@@ -5,7 +5,7 @@ slots: the batch stays full to the end. One step feeds the last token of every r
 of a prompt is fed that way too, so reading a prompt needs no logits.
 
 Long prompts are read in parts, one part a step, so that the samples at work go on meanwhile. Such a
-prompt is read into a slot of its own, the last one, and copied to its samples when it is done.
+prompt is read into a slot of its own and copied to its samples when it is done.
 """
 
 import time
@@ -24,7 +24,7 @@ from rung.engine.request import Request, Sample, check_prompt
 from rung.engine.reshape import reshape
 from rung.engine.sampling import TokenLogps
 from rung.engine.scoring import score, whole_prompt
-from rung.engine.slots import BLOCK, Slots
+from rung.engine.slots import BLOCK, Blocks, Slots
 from rung.errors import DataError
 from rung.model.adapters import route
 from rung.model.load import context_length
@@ -89,7 +89,7 @@ class Engine:
         self.context = min(context_length(model), max_length or context_length(model))
         self.max_rows = max_rows
         self.max_tokens = max_tokens
-        self._slots = Slots(rows=max_rows + 1, length=self.context, blocks=cached_tokens // BLOCK)
+        self._slots, self._stage, self._blocks = Slots(most_rows=max_rows), Slots(), Blocks()
         self.prefixes = PrefixCache(cached_tokens // BLOCK)
         self._in_parts = in_parts
         self._queue: deque[Sample] = deque()
@@ -206,7 +206,8 @@ class Engine:
                 budget -= prompt.left
             elif self._staged is None:
                 self._staged = prompt
-                self._load(prompt, [self.max_rows])
+                self._stage.fit(rows=1, length=prompt.length)
+                self._load(prompt, self._stage, [0])
                 budget -= self._read_part(prompt, budget)
             else:
                 self._queue.extendleft(reversed(prompt.samples))
@@ -238,32 +239,32 @@ class Engine:
         tokens = prompt.request.prompt[:-1]
         return BLOCK * len(self.prefixes.match(tokens, voice=prompt.request.adapter))
 
-    def _load(self, prompt: _Prompt, slots: list[int]) -> None:
+    def _load(self, prompt: _Prompt, into: Slots, slots: list[int]) -> None:
         """Put what is known of a prompt into its slots."""
         if prompt.done:
             tokens = prompt.request.prompt[: prompt.done]
             places = self.prefixes.match(tokens, voice=prompt.request.adapter)
             for slot in slots:
-                self._slots.load_blocks(places, slot)
+                self._blocks.load(places, into, slot)
             self.prefixes.hits += prompt.done
 
     def _read_part(self, prompt: _Prompt, budget: int) -> int:
         """Read at most `budget` tokens of the staged prompt; how many it were."""
         count = min(prompt.left, max(budget, PART))
         if count:
-            self._call([prompt], [[self.max_rows]], counts=[count])
+            self._call([prompt], self._stage, [[0]], counts=[count])
         if not prompt.left:
             self._staged = None
-            rows = self._enter(prompt)
-            self._slots.copy([self.max_rows] * len(rows), rows, length=prompt.length)
+            (rows,) = self._enter([prompt])
+            self._slots.copy([0] * len(rows), rows, length=prompt.length, of=self._stage)
             self._keep([prompt], [rows])
         return count
 
     def _read_whole(self, prompts: list[_Prompt]) -> None:
         """Prompts in as few calls as their lengths allow, straight into the slots of their rows."""
-        rows = [self._enter(prompt) for prompt in prompts]
+        rows = self._enter(prompts)
         for prompt, slots in zip(prompts, rows, strict=True):
-            self._load(prompt, slots)
+            self._load(prompt, self._slots, slots)
         waiting = [i for i, prompt in enumerate(prompts) if prompt.left]
         waiting.sort(key=lambda i: (bool(prompts[i].done), prompts[i].left, i))
         while waiting:
@@ -278,17 +279,24 @@ class Engine:
             ]
             waiting = [i for i in waiting if i not in batch]
             chosen = [prompts[i] for i in batch]
-            self._call(chosen, [rows[i] for i in batch], counts=[p.left for p in chosen])
+            counts = [prompt.left for prompt in chosen]
+            self._call(chosen, self._slots, [rows[i] for i in batch], counts=counts)
         self._keep(prompts, rows)
 
-    def _enter(self, prompt: _Prompt) -> list[int]:
-        """Rows for the samples of a prompt, at the end of those in use."""
-        first = len(self._samples)
-        self._samples.extend(prompt.samples)
-        rows = list(range(first, len(self._samples)))
-        self._token[rows] = prompt.request.prompt[-1]
-        self._position[rows] = prompt.length
-        return rows
+    def _enter(self, prompts: Sequence[_Prompt]) -> list[list[int]]:
+        """Rows for the samples of each prompt, at the end of those in use, and room for them."""
+        found = []
+        for prompt in prompts:
+            first = len(self._samples)
+            self._samples.extend(prompt.samples)
+            rows = list(range(first, len(self._samples)))
+            self._token[rows] = prompt.request.prompt[-1]
+            self._position[rows] = prompt.length
+            found.append(rows)
+        if prompts:
+            longest = max(sample.length for prompt in prompts for sample in prompt.samples)
+            self._slots.fit(rows=len(self._samples), length=longest)
+        return found
 
     def _keep(self, prompts: list[_Prompt], rows: list[list[int]]) -> None:
         """Prompts were read: keep their blocks, and end the samples that make no tokens."""
@@ -305,9 +313,11 @@ class Engine:
     def _remember(self, request: Request, tokens: np.ndarray, slot: int) -> None:
         if self.prefixes.num_blocks:
             fresh = self.prefixes.insert(tokens, voice=request.adapter)
-            self._slots.save_blocks(slot, fresh)
+            self._blocks.save(self._slots, slot, fresh)
 
-    def _call(self, prompts: list[_Prompt], slots: list[list[int]], *, counts: list[int]) -> None:
+    def _call(
+        self, prompts: list[_Prompt], into: Slots, slots: list[list[int]], *, counts: list[int]
+    ) -> None:
         """Read `counts` more tokens of each prompt, right-padded, in one call of the model."""
         began = time.perf_counter()
         width, device = max(counts), self._model.device
@@ -316,7 +326,7 @@ class Engine:
         for row, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
             ids[row, :count] = prompt.request.prompt[prompt.done : prompt.done + count]
             prompt.done += count
-        self._slots.begin_read(
+        into.begin_read(
             [row for row, several in enumerate(slots) for _ in several],
             [slot for several in slots for slot in several],
             starts,
@@ -327,9 +337,9 @@ class Engine:
         hidden = self._model.base_model(
             input_ids=torch.from_numpy(ids).to(device),
             position_ids=torch.from_numpy(at).to(device),
-            past_key_values=self._slots,
+            past_key_values=into,
             use_cache=True,
-            slots=self._slots,
+            slots=into,
         ).last_hidden_state
         for row, (prompt, count) in enumerate(zip(prompts, counts, strict=True)):
             if prompt.request.echo:

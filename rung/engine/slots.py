@@ -7,13 +7,12 @@ first ones and a step touches no others.
     N rows in use, H query heads, KV key-value heads, D head width, L slot length seen by a step
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -30,27 +29,42 @@ class Slots(Cache):
 
     Keys are [rows, KV, length, D], values [rows, KV, D, length]: either product of a step then
     reads its matrix along memory, which on a CPU is half the time of SDPA with one query. On a CPU
-    they are float32 whatever the model computes in, since a step in bf16 is no faster there, and
-    a slot takes memory only as far as it was written to.
+    they are float32 whatever the model computes in, since a step in bf16 is no faster there.
 
-    Before a model call, say what it is: `begin_read` or `begin_step`.
+    Before a model call, make room with `fit` and say what it is: `begin_read` or `begin_step`.
     """
 
-    def __init__(self, *, rows: int, length: int, blocks: int = 0) -> None:
+    def __init__(self, *, most_rows: int = 1) -> None:
         super().__init__(layers=[])
-        self.rows = rows
-        self.length = -(-length // BLOCK) * BLOCK
+        self._most_rows = most_rows
+        self.rows = 0
+        self.length = 0
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        # blocks of prompts: keys [blocks, KV, BLOCK, D], values [blocks, KV, D, BLOCK]
-        self._num_blocks = blocks
-        self._block_keys: dict[int, Tensor] = {}
-        self._block_values: dict[int, Tensor] = {}
         self._reading: _Reading | None = None
         self._positions: Tensor | None = None  # steps: where each row writes
         self._arange = torch.arange(0)
         self._seen = 0
         self._masks: dict[int, Tensor] = {}
+
+    def fit(self, *, rows: int, length: int) -> None:
+        """Make room: slots for `rows`, each for `length` tokens; what they hold stays.
+
+        Room grows by half or more at a time, so what is copied stays a small part of the work.
+        """
+        if rows > self.rows:
+            assert rows <= self._most_rows
+            self.rows = min(self._most_rows, max(rows, self.rows + self.rows // 2))
+        if length > self.length:
+            longer = max(length, self.length + self.length // 2)
+            # Odd multiples of BLOCK: slots a power of two apart would share few places of a CPU's
+            # cache.
+            self.length = (-(-longer // BLOCK) | 1) * BLOCK
+        for layer, old in self.keys.items():
+            if old.shape[0] < self.rows or old.shape[2] < self.length:
+                self.keys[layer] = _grown(old, rows=self.rows, length=self.length, axis=2)
+                values = self.values[layer]
+                self.values[layer] = _grown(values, rows=self.rows, length=self.length, axis=3)
 
     def begin_read(
         self, source: list[int], target: list[int], starts: list[int], *, ends: list[int]
@@ -96,45 +110,21 @@ class Slots(Cache):
         device = value_states.device
         dtype = torch.float32 if device.type == "cpu" else value_states.dtype
         _, heads, _, width = key_states.shape
-        inner = value_states.shape[3]
-        new = partial(_zeros, dtype=dtype, device=device)
-        # Slots a power of two apart would share few places of a CPU's cache: hence a block more.
-        self.keys[layer] = new(self.rows, heads, self.length + BLOCK, width)
-        self.values[layer] = new(self.rows, heads, inner, self.length + BLOCK)
-        if self._num_blocks:
-            self._block_keys[layer] = new(self._num_blocks, heads, BLOCK, width)
-            self._block_values[layer] = new(self._num_blocks, heads, inner, BLOCK)
+        # zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan
+        new = partial(torch.zeros, dtype=dtype, device=device)
+        self.keys[layer] = new(self.rows, heads, self.length, width)
+        self.values[layer] = new(self.rows, heads, value_states.shape[3], self.length)
 
-    def copy(self, source: list[int], target: list[int], *, length: int) -> None:
-        """Copy the first `length` places of slots `source` to slots `target`."""
-        for keys in self.keys.values():
-            keys[target, :, :length] = keys[source, :, :length]
-        for values in self.values.values():
-            values[target, :, :, :length] = values[source, :, :, :length]
-
-    def load_blocks(self, places: list[int], slot: int) -> None:
-        """Write the blocks at `places` to the beginning of a slot."""
-        end = len(places) * BLOCK
-        for layer, blocks in self._block_keys.items():
-            self.keys[layer][slot, :, :end] = blocks[places].transpose(0, 1).flatten(1, 2)
-        for layer, blocks in self._block_values.items():
-            self.values[layer][slot, :, :, :end] = blocks[places].permute(1, 2, 0, 3).flatten(2)
-
-    def save_blocks(self, slot: int, blocks: list[tuple[int, int]]) -> None:
-        """Keep blocks of a slot: (number of the block in the slot, place to keep it at)."""
-        for layer, keys in self.keys.items():
-            values = self.values[layer]
-            for number, place in blocks:
-                part = slice(number * BLOCK, (number + 1) * BLOCK)
-                self._block_keys[layer][place] = keys[slot, :, part]
-                self._block_values[layer][place] = values[slot, :, :, part]
-
-    def bytes_per_token(self) -> int:
-        """Memory of one place of one slot over all layers; 0 before the first call."""
-        whole = sum(
-            t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values())
-        )
-        return whole // (self.rows * (self.length + BLOCK))
+    def copy(
+        self, source: list[int], target: list[int], *, length: int, of: "Slots | None" = None
+    ) -> None:
+        """Copy the first `length` places of slots `source`, of these or others, to `target`."""
+        other = self if of is None else of
+        for layer, keys in other.keys.items():
+            if layer not in self.keys:
+                self._allocate(keys[:, :, :1], other.values[layer][..., :1].transpose(2, 3), layer)
+            self.keys[layer][target, :, :length] = keys[source, :, :length]
+            self.values[layer][target, :, :, :length] = other.values[layer][source, :, :, :length]
 
     @property
     def stepping(self) -> bool:
@@ -210,17 +200,68 @@ class _Reading:
 
 def _read_only(rows: int) -> Slots:
     """Slots that only say who sees whom, of texts that are read from their beginning."""
-    slots = Slots(rows=rows, length=0)
+    slots = Slots()
     slots.begin_read(list(range(rows)), list(range(rows)), [0] * rows, ends=[0] * rows)
     return slots
 
 
-def _zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan. On a CPU the
-    system hands out zeroed pages when they are first written to."""
-    if device.type == "cpu" and dtype == torch.float32:
-        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-    return torch.zeros(shape, dtype=dtype, device=device)
+def _grown(old: Tensor, *, rows: int, length: int, axis: int) -> Tensor:
+    shape = list(old.shape)
+    held = old.shape
+    shape[0], shape[axis] = rows, length
+    new = old.new_zeros(shape)
+    new[: held[0]].narrow(axis, 0, held[axis]).copy_(old)
+    return new
+
+
+class Blocks:
+    """Parts of prompts that were read, each of BLOCK tokens: keys [blocks, KV, BLOCK, D], values
+    [blocks, KV, D, BLOCK] a layer. Which text they are of: prefix.py."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+
+    def save(self, slots: Slots, slot: int, blocks: Sequence[tuple[int, int]]) -> None:
+        """Keep blocks of a slot: (number of the block in the slot, place to keep it at)."""
+        if not blocks:
+            return
+        numbers = [number for number, _ in blocks]
+        places = [place for _, place in blocks]
+        for layer, keys in slots.keys.items():
+            parts = _cut(keys[slot], axis=1)[:, numbers].transpose(0, 1)
+            _put(self._keys, layer, places, parts)
+            parts = _cut(slots.values[layer][slot], axis=2)[:, :, numbers].permute(2, 0, 1, 3)
+            _put(self._values, layer, places, parts)
+
+    def load(self, places: list[int], slots: Slots, slot: int) -> None:
+        """Write the blocks at `places` to the beginning of a slot."""
+        end = len(places) * BLOCK
+        for layer, blocks in self._keys.items():
+            if layer not in slots.keys:
+                values = self._values[layer][:1].transpose(2, 3)
+                slots._allocate(blocks[:1], values, layer)
+            slots.keys[layer][slot, :, :end] = blocks[places].transpose(0, 1).flatten(1, 2)
+            values = self._values[layer][places].permute(1, 2, 0, 3)
+            slots.values[layer][slot, :, :, :end] = values.flatten(2)
+
+
+def _cut(whole: Tensor, *, axis: int) -> Tensor:
+    """A view with the places of `axis` by blocks."""
+    return whole.unflatten(axis, (-1, BLOCK))
+
+
+def _put(table: dict[int, Tensor], layer: int, places: list[int], parts: Tensor) -> None:
+    """parts [n, ...] to table[layer][places]; a table grows with the places that are used."""
+    need = max(places) + 1
+    old = table.get(layer)
+    if old is None or len(old) < need:
+        held = 0 if old is None else len(old)
+        new = parts.new_zeros((max(need, held + held // 2), *parts.shape[1:]))
+        if old is not None:
+            new[:held] = old
+        table[layer] = new
+    table[layer][places] = parts
 
 
 def attend(
