@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from openai_server import Api, error, serving
-from train_tiny import tiny_tokenizer
 
 from rung.config import parse_config
 from rung.engine.remote import EngineConfig, RemoteEngine, sample_seed
@@ -18,8 +17,9 @@ from rung.engine.sampling import Sampling
 from rung.engine.transport import retry_after
 from rung.engine.vllm_local import VllmEngine
 from rung.errors import ConfigError, EngineError, ResourceError
+from rung.tokens.bpe import train_bpe, write_tokenizer
 from rung.tokens.chat import render
-from rung.tokens.tokenizer import Tokenizer
+from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 
 SAMPLING = Sampling(max_new_tokens=9, temperature=0.5, stop_ids=(5, 0))
 QUESTION = [{"role": "user", "content": "what is it?"}]
@@ -27,7 +27,12 @@ QUESTION = [{"role": "user", "content": "what is it?"}]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"), "good answer here, what is it? ")
+
+
+def make_tokenizer(folder: Path, text: str) -> Tokenizer:
+    write_tokenizer(train_bpe([text] * 20, vocab_size=300), folder)
+    return load_tokenizer(folder)
 
 
 @pytest.fixture
@@ -130,11 +135,7 @@ def test_a_server_that_takes_no_ids_gets_text(api: Api, open_engine, tokenizer) 
 def test_another_vocabulary_gets_messages(
     api: Api, open_engine, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    from rung.tokens.bpe import train_bpe, write_tokenizer
-    from rung.tokens.tokenizer import load_tokenizer
-
-    write_tokenizer(train_bpe(["Na\u00efve cafes. It's def "] * 9, vocab_size=280), tmp_path)
-    api.tokenizer = load_tokenizer(tmp_path)
+    api.tokenizer = make_tokenizer(tmp_path, "Na\u00efve cafes. It's def ")
     engine = open_engine()
     assert "its vocabulary is another" in engine.connect(tokenizer)
     [[one]] = engine.generate([prompt(tokenizer)], SAMPLING, messages=[QUESTION])
@@ -214,7 +215,7 @@ def test_a_busy_server_is_asked_again(api: Api, open_engine) -> None:
         (503, {"retry-after-ms": "1500"}, b"<html>loading</html>"),
         (502, {"Retry-After": date}, None),
         (500, {}, error("oops")),
-        (0, {}, None),
+        *[(0, {}, None)] * 2,  # a kept connection is opened anew once, without a pause
     ]
     [[one]] = engine.chat([QUESTION], SAMPLING)
     assert one.text.startswith(" answer")

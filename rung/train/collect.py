@@ -158,9 +158,9 @@ def _remote_engine(remote: RemoteEngine) -> Sampler:
     return sample
 
 
-def _question(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _question(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The messages of a row without its reference answer."""
-    messages: Sequence[Mapping[str, Any]] = row["messages"]
+    messages: list[dict[str, Any]] = row["messages"]
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
@@ -235,7 +235,7 @@ def rank(
     judged = annotator.judge(row["id"], [g.value for g in graded], [g.flags for g in graded])
     return Ranking(
         id=row["id"],
-        prompt=[dict(turn) for turn in _question(row)],
+        prompt=_question(row),
         answers=[answer["text"] for answer in distinct],
         stopped=[answer["stopped"] for answer in distinct],
         ranks=judged.ranks,
