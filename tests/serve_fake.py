@@ -305,7 +305,7 @@ class Client:
         method: str = "",
         headers: dict[str, str] | None = None,
     ) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         own = {"Content-Type": "application/json"} if data is not None else {}
         connection.request(
@@ -321,6 +321,13 @@ class Client:
         response.connection.close()  # type: ignore[attr-defined]
         assert response.status == status, (response.status, content)
         return json.loads(content)
+
+    def ask(self, path: str, body: Any) -> http.client.HTTPConnection:
+        """Send a request and read nothing; closing the connection is going away."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(body), headers)
+        return connection
 
     def error(self, path: str, body: Any, *, status: int, **more: Any) -> Any:
         """The error of a request, after a look at its shape."""
@@ -380,7 +387,7 @@ def serving(
     service.close(drain_seconds=0)
 
 
-def until(condition: Any, *, seconds: float = 20) -> None:
+def until(condition: Any, *, seconds: float = 200) -> None:
     """Wait for `condition`; its truth is what is tested, not how soon it comes."""
     end = time.monotonic() + seconds
     while not condition():
