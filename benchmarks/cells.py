@@ -33,7 +33,30 @@ class Cell:
         return [interpreter, str(HERE / self.script), *words, *precision]
 
 
+def _generation(kind: str) -> tuple[Cell, ...]:
+    """Our engine and both caches of transformers."""
+    script = "peers_generate.py"
+    return (
+        Cell(OURS, "ours_generate.py", (kind, "FOLDER"), peer=False),
+        Cell("hf_dynamic", script, (kind, "FOLDER")),
+        Cell("hf_static", script, (kind, "FOLDER", "--cache", "static")),
+    )
+
+
 CELLS: dict[str, tuple[Cell, ...]] = {
+    "decode": _generation("decode"),
+    "group": _generation("group"),
+    "stream": _generation("stream"),
+    # 16 samples at work at once: slots that are filled again, or batches one after the other
+    "ragged": (
+        Cell(OURS, "ours_generate.py", ("ragged", "FOLDER", "--rows", "16"), peer=False),
+        Cell(
+            "rung_static",
+            "ours_generate.py",
+            ("ragged", "FOLDER", "--rows", "16", "--static"),
+            peer=False,
+        ),
+    ),
     "pretrain": (
         Cell(OURS, "ours.py", ("pretrain", "FOLDER"), peer=False),
         Cell("hf_trainer_bf16", "peers_hf_trainer.py", ("FOLDER",), needs_bf16=True),
@@ -69,7 +92,12 @@ CELLS: dict[str, tuple[Cell, ...]] = {
     ),
 }
 
+_NEW = "new tokens/s"
 UNITS = {
+    "decode": _NEW,
+    "group": _NEW,
+    "stream": _NEW,
+    "ragged": _NEW,
     "pretrain": "tokens/s",
     "sft": "tokens/s (pads not counted)",
     "lora": "tokens/s (pads not counted)",

@@ -8,6 +8,7 @@ exactly and no side pays for a tokenizer that another side does not.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ PLANS = {
     "lora": Plan(samples=16, warmup=1, steps=3),
     "dpo": Plan(samples=8, warmup=1, steps=4),
     "grpo": Plan(samples=16, warmup=1, steps=2),
+    "decode": Plan(samples=64, warmup=1, steps=1),
+    "group": Plan(samples=16, warmup=1, steps=1),
+    "stream": Plan(samples=1, warmup=1, steps=3),
+    "ragged": Plan(samples=64, warmup=1, steps=1),
 }
 ROW = 512  # tokens of a pre-training row
 MAX_CONVERSATION = 1024
@@ -158,7 +163,30 @@ def _prompts(rng: np.random.Generator, vocab: int, count: int) -> list[dict[str,
     ]
 
 
+def _asked(
+    rng: np.random.Generator, vocab: int, count: int, *, prompt: int, new: int
+) -> list[dict[str, list[int]]]:
+    """Prompts of one length, and answers that say by their length how many tokens to make."""
+    return [{"prompt": _ids(rng, vocab, prompt), "answer": [END] * new} for _ in range(count)]
+
+
+def _ragged(rng: np.random.Generator, vocab: int, count: int) -> list[dict[str, list[int]]]:
+    """Prompts of 8 to 256 tokens and answers of 8 to 512."""
+    return [
+        {"prompt": _ids(rng, vocab, int(length)), "answer": [END] * int(new)}
+        for length, new in zip(
+            _lengths(rng, count, mean=100, low=8, high=256),
+            _lengths(rng, count, mean=100, low=8, high=512),
+            strict=True,
+        )
+    ]
+
+
 _SAMPLES: Mapping[str, Any] = {
+    "decode": partial(_asked, prompt=64, new=128),
+    "group": partial(_asked, prompt=256, new=128),
+    "stream": partial(_asked, prompt=64, new=128),
+    "ragged": _ragged,
     "sft": _conversations,
     "lora": _conversations,
     "dpo": _pairs,

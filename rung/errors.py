@@ -23,6 +23,10 @@ class ResourceError(RungError):
     """Not enough memory or disk, or no device of the kind asked for."""
 
 
+class EngineError(RungError):
+    """An engine outside of this process (a server at a url) cannot be reached, or refuses."""
+
+
 class TrainingError(RungError):
     """Training cannot go on: the loss stays non-finite, or a stop rule fired."""
 

@@ -26,6 +26,7 @@ class Meter:
         before = self._read()
         self._seconds_before = before.get("seconds", 0.0)
         self.peak_rss_gb = before.get("peak_rss_gb", 0.0)
+        self._rss_gb = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="meter", daemon=True)
 
@@ -54,10 +55,15 @@ class Meter:
                 self._save()
 
     def _look(self) -> None:
-        self.peak_rss_gb = max(self.peak_rss_gb, tree_rss(os.getpid()) / 1e9)
+        self._rss_gb = tree_rss(os.getpid()) / 1e9
+        self.peak_rss_gb = max(self.peak_rss_gb, self._rss_gb)
 
     def _save(self) -> None:
-        figures = {"seconds": self.seconds, "peak_rss_gb": self.peak_rss_gb}
+        figures = {
+            "seconds": self.seconds,
+            "peak_rss_gb": self.peak_rss_gb,
+            "rss_gb": self._rss_gb,  # for who watches: rung/store/runs.py
+        }
         try:
             write_atomic(self._file, json.dumps(figures))
         except OSError:

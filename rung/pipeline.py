@@ -20,6 +20,7 @@ from rung.progress import show_seconds
 from rung.recipe import Entry, Recipe
 from rung.store.artefact import Artefact
 from rung.store.context import Progress, StageContext
+from rung.store.journal import Journal
 from rung.store.store import Store
 from rung.store.work import Work
 
@@ -53,7 +54,13 @@ def run(
                 for role, some in entry.inputs.items()
             }
             outcome = _reach(
-                entry, config, inputs, estimates=estimates, store=store, progress=progress
+                entry,
+                config,
+                inputs,
+                called=recipe.artefact_name(name),
+                estimates=estimates,
+                store=store,
+                progress=progress,
             )
             outcomes[name] = outcome
             store.set_name(recipe.artefact_name(name), outcome.artefact)
@@ -76,6 +83,7 @@ def _reach(
     config: Config,
     inputs: Mapping[str, Sequence[Artefact]],
     *,
+    called: str,
     estimates: Estimates,
     store: Store,
     progress: Progress,
@@ -99,6 +107,7 @@ def _reach(
                     entry,
                     config,
                     inputs,
+                    called=called,
                     parents=parents,
                     work=work,
                     store=store,
@@ -117,6 +126,7 @@ def _build(
     config: Config,
     inputs: Mapping[str, Sequence[Artefact]],
     *,
+    called: str,
     parents: Mapping[str, str],
     work: Work,
     store: Store,
@@ -128,15 +138,24 @@ def _build(
         for role, references in entry.inputs.items()
         for index, reference in enumerate(references)
     }
-    context = StageContext(
-        inputs={role: some[0] for role, some in inputs.items() if not roles[role].many},
-        many={role.name: tuple(inputs.get(role.name, ())) for role in roles.values() if role.many},
-        out=work.out,
-        run=work.run,
-        progress=progress,
-        names=names,
-    )
-    with Meter(work.run) as meter:
+    about = {
+        "name": called,
+        "stage": entry.stage.command,
+        "kind": entry.stage.output,
+        "config": config.model_dump(mode="json"),
+        "parents": dict(parents),
+    }
+    with Journal(work.run, progress, about) as journal, Meter(work.run) as meter:
+        context = StageContext(
+            inputs={role: some[0] for role, some in inputs.items() if not roles[role].many},
+            many={
+                role.name: tuple(inputs.get(role.name, ())) for role in roles.values() if role.many
+            },
+            out=work.out,
+            run=work.run,
+            progress=journal,
+            names=names,
+        )
         notes = entry.stage.load().run(context, config) or {}
     artefact = store.commit(
         work,

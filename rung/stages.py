@@ -153,6 +153,7 @@ STAGES: Mapping[str, Stage] = {
             {"model": "model", "feedback": "feedback"},
             "reward-model",
             "Train a reward model on rankings.",
+            version=2,
         ),
         Stage(
             "dpo",

@@ -13,7 +13,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rung.engine.generate import Engine, generate, ready, stream
+from rung.engine.engine import Engine
+from rung.engine.generate import Ready, generate, stream
+from rung.engine.request import Request
 from rung.engine.sampling import Completion, Sampling
 from rung.errors import ConfigError, DataError, TrainingError
 
@@ -53,9 +55,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(family: str) -> PreTrainedModel:
+def tiny(family: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **FAMILIES[family], attn_implementation="eager")
+    options = FAMILIES[family]
+    options = options | {name: value for name, value in changes.items() if name in options}
+    config = AutoConfig.for_model(family, **options, attn_implementation="eager")
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -104,18 +108,21 @@ def test_step_logits_equal_a_plain_forward(family: str) -> None:
     """The logits themselves, 1e-5, at ragged lengths; greedy tokens alone could agree by luck."""
     model = tiny(family)
     prompts = sorted(ragged(6, seed=3), key=len, reverse=True)  # the order of the engine's rows
-    engine = Engine(model, prompts, Sampling(max_new_tokens=4, temperature=0))
+    engine = Engine(model, max_rows=6)
+    sampling = Sampling(max_new_tokens=4, temperature=0)
+    samples = [engine.submit(Request(prompt, sampling))[0] for prompt in prompts]
     seen: list[torch.Tensor] = []
     hook = model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: seen.append(output[:, -1].clone())
     )
-    with ready(model, torch.float32):
+    with Ready(model, torch.float32):
         while engine.busy:
             engine.step()
     hook.remove()
+    del seen[0]  # of the call that shows which layers read alike
     assert len(seen) == 4
-    for row, (prompt, (completion,)) in enumerate(zip(prompts, engine.completions(), strict=True)):
-        ids = torch.tensor([prompt.tolist() + completion.ids.tolist()])
+    for row, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
+        ids = torch.tensor([prompt.tolist() + sample.ids])
         with torch.no_grad():
             plain = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         cached = torch.stack([step[row] for step in seen])
@@ -153,7 +160,7 @@ def test_the_prompt_is_read_once_for_all_samples(llama: PreTrainedModel) -> None
     )
     generate(llama, [np.arange(3, 23)], Sampling(max_new_tokens=1), num_samples=8)
     hook.remove()
-    assert fed == [19, 8], "19 prompt tokens once, then the last one for each of 8 samples"
+    assert fed == [1, 19, 8], "19 prompt tokens once, then the last one for each of 8 samples"
 
 
 def test_stop_ids_end_a_sample_and_are_kept(llama: PreTrainedModel) -> None:
@@ -244,7 +251,7 @@ def test_no_prompts_give_no_samples(llama: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}]
+    "wrong", [{"max_new_tokens": -1}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}]
 )
 def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

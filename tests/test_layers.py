@@ -142,6 +142,8 @@ def test_a_plan_waits_for_no_model_code():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
 
 
+# The one place that speaks to another machine, and only to a url that the user names.
+CLIENT = ROOT / "engine" / "transport.py"
 BANNED = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "requests", "urllib", "httpx"}
 
 
@@ -153,6 +155,7 @@ def test_no_pickle_eval_shell_or_network():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 named = [a.name for a in node.names] + [getattr(node, "module", "") or ""]
                 assert not BANNED & {name.split(".")[0] for name in named}, where
+                assert path == CLIENT or "http.client" not in named, where
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
                 assert called not in ("eval", "exec", "torch.load", "yaml.load", "os.system"), where

@@ -3,12 +3,16 @@
 import json
 
 import pytest
+from openai_server import Api, serving
 from train_tiny import Quiet, artefact, context, dataset_artefact, instruction, model_artefact
 
+from rung.config import parse_config
+from rung.engine.remote import EngineConfig
 from rung.errors import DataError
 from rung.feedback.annotator import AnnotatorConfig, SimulatedAnnotator, noise_ceiling
 from rung.feedback.rankings import load_rankings
 from rung.tasks.grade import utility
+from rung.tokens.tokenizer import load_tokenizer
 from rung.train import collect
 
 CONFIG = collect.Config(num_prompts=11, answers=3, max_new_tokens=6)
@@ -152,3 +156,32 @@ def test_equal_answers_everywhere_are_an_error(tmp_path, inputs):
     with pytest.raises(DataError, match=r"equal answers.*raise temperature"):
         # fp32: in bf16 two likeliest tokens are often exactly equal
         collect.run(work, CONFIG.model_copy(update={"temperature": 1e-6, "precision": "fp32"}))
+
+
+def test_another_engine_answers_in_place_of_the_model(tmp_path, inputs):
+    with serving(Api(load_tokenizer(inputs["model"].path))) as api:
+        api.answer = lambda body: ["good answer", "bad answer", " x"][body["seed"] % 3]
+        config = parse_config(collect.Config, {**CONFIG.model_dump(), "engine": {"url": api.url}})
+        work = context(tmp_path, **inputs)
+        collect.run(work, config)
+        records = load_rankings(work.out)
+        sent = api.bodies("/v1/completions")
+    assert work.progress.lines[0].endswith("sent as ids")
+    assert len(sent) == 1 + 11 * 3
+    texts = {text for record in records for text in record.answers}
+    assert texts <= {"good answer", "bad answer", " x"}
+    assert all(record.stopped == [True] * len(record.answers) for record in records)
+    report = json.loads((work.out / "report.json").read_text())
+    assert report["engine"] == {"model": "tiny", "prompts": "ids"}
+
+
+def test_another_engine_needs_no_weights_here(tmp_path, inputs, monkeypatch):
+    monkeypatch.setattr(collect, "load_model", lambda *_, **__: pytest.fail("read the weights"))
+    with serving(Api()) as api:
+        api.answer = lambda body: f"answer {body['seed'] % 5}"
+        work = context(tmp_path, **inputs)
+        config = CONFIG.model_copy(update={"engine": EngineConfig(url=api.url)})
+        collect.run(work, config)
+        sent = api.bodies("/v1/chat/completions")
+    assert {len(body["messages"]) for body in sent} == {1}  # without the reference answer
+    assert "does not tell its vocabulary" in work.progress.lines[0]

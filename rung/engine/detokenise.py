@@ -37,6 +37,11 @@ class Detokeniser:
             self._before, self._pending, self._given = self._pending, [], 0
         return piece
 
+    @property
+    def holding(self) -> bool:
+        """Whether tokens wait for the rest of their character."""
+        return bool(self._pending)
+
     def finish(self) -> str:
         """What was held back: a character that never became whole, as U+FFFD."""
         piece = self._text()[self._given :]

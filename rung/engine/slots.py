@@ -9,9 +9,11 @@ first ones and a step touches no others.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -28,31 +30,41 @@ class Slots(Cache):
 
     Keys are [rows, KV, length, D], values [rows, KV, D, length]: either product of a step then
     reads its matrix along memory, which on a CPU is half the time of SDPA with one query. On a CPU
-    they are float32 whatever the model computes in, since a step in bf16 is no faster there.
+    they are float32 whatever the model computes in, since a step in bf16 is no faster there, and
+    a slot takes memory only as far as it was written to.
 
-    Before a model call, say what it is: `begin_prompts` or `begin_step`.
+    Before a model call, say what it is: `begin_read` or `begin_step`.
     """
 
-    def __init__(self, *, rows: int, length: int) -> None:
+    def __init__(self, *, rows: int, length: int, blocks: int = 0) -> None:
         super().__init__(layers=[])
         self.rows = rows
-        self.length = length
+        self.length = -(-length // BLOCK) * BLOCK
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
-        self._source: Tensor | None = None  # prompts: which row of the batch goes ...
-        self._target: Tensor | None = None  # ... to which slot
+        # blocks of prompts: keys [blocks, KV, BLOCK, D], values [blocks, KV, D, BLOCK]
+        self._num_blocks = blocks
+        self._block_keys: dict[int, Tensor] = {}
+        self._block_values: dict[int, Tensor] = {}
+        self._reading: _Reading | None = None
         self._positions: Tensor | None = None  # steps: where each row writes
         self._arange = torch.arange(0)
         self._seen = 0
         self._masks: dict[int, Tensor] = {}
 
-    def begin_prompts(self, source: Tensor, target: Tensor) -> None:
-        """The next call reads right-padded prompts; batch row source[i] goes to slot target[i].
+    def begin_read(
+        self, source: list[int], target: list[int], starts: list[int], *, ends: list[int]
+    ) -> None:
+        """The next call reads right-padded parts of prompts, batch row b at starts[b] to ends[b].
 
-        Padding is written too: it lies beyond the row's length, where the next tokens overwrite it
-        and no step looks before.
+        Batch row source[i] is written to slot target[i]; several slots may take the same row, all
+        with the same contents before its start.
+
+        Padding is written too: it lies beyond the row's end, where the next tokens overwrite it and
+        nothing looks before.
         """
-        self._source, self._target, self._positions = source, target, None
+        self._reading = _Reading(source, target, starts, ends)
+        self._positions = None
         self._masks.clear()
 
     def begin_step(self, positions: Tensor, *, longest: int) -> None:
@@ -70,32 +82,59 @@ class Slots(Cache):
         Of a step, the values come transposed, as they are stored.
         """
         if layer_idx not in self.keys:
-            # zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan
-            dtype = torch.float32 if value_states.device.type == "cpu" else value_states.dtype
-            _, heads, _, width = key_states.shape
-            new = partial(torch.zeros, dtype=dtype, device=value_states.device)
-            self.keys[layer_idx] = new(self.rows, heads, self.length, width)
-            self.values[layer_idx] = new(self.rows, heads, value_states.shape[3], self.length)
+            self._allocate(key_states, value_states, layer_idx)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self._positions is None:
-            assert self._source is not None
-            assert self._target is not None
-            length = key_states.shape[2]
-            keys[self._target, :, :length] = key_states[self._source].to(keys.dtype)
-            turned = value_states[self._source].to(values.dtype).transpose(2, 3)
-            values[self._target, :, :, :length] = turned
-            return key_states, value_states
+            assert self._reading is not None
+            return self._reading.write(keys, values, key_states, value_states)
         keys[self._arange, :, self._positions] = key_states[:, :, 0].to(keys.dtype)
         values[self._arange, :, :, self._positions] = value_states[:, :, 0].to(values.dtype)
         num_rows = len(self._positions)
         return keys[:num_rows, :, : self._seen], values[:num_rows, :, :, : self._seen]
 
-    def move(self, source: list[int], target: list[int], *, length: int) -> None:
+    def _allocate(self, key_states: Tensor, value_states: Tensor, layer: int) -> None:
+        device = value_states.device
+        dtype = torch.float32 if device.type == "cpu" else value_states.dtype
+        _, heads, _, width = key_states.shape
+        inner = value_states.shape[3]
+        new = partial(_zeros, dtype=dtype, device=device)
+        # Slots a power of two apart would share few places of a CPU's cache: hence a block more.
+        self.keys[layer] = new(self.rows, heads, self.length + BLOCK, width)
+        self.values[layer] = new(self.rows, heads, inner, self.length + BLOCK)
+        if self._num_blocks:
+            self._block_keys[layer] = new(self._num_blocks, heads, BLOCK, width)
+            self._block_values[layer] = new(self._num_blocks, heads, inner, BLOCK)
+
+    def copy(self, source: list[int], target: list[int], *, length: int) -> None:
         """Copy the first `length` places of slots `source` to slots `target`."""
         for keys in self.keys.values():
             keys[target, :, :length] = keys[source, :, :length]
         for values in self.values.values():
             values[target, :, :, :length] = values[source, :, :, :length]
+
+    def load_blocks(self, places: list[int], slot: int) -> None:
+        """Write the blocks at `places` to the beginning of a slot."""
+        end = len(places) * BLOCK
+        for layer, blocks in self._block_keys.items():
+            self.keys[layer][slot, :, :end] = blocks[places].transpose(0, 1).flatten(1, 2)
+        for layer, blocks in self._block_values.items():
+            self.values[layer][slot, :, :, :end] = blocks[places].permute(1, 2, 0, 3).flatten(2)
+
+    def save_blocks(self, slot: int, blocks: list[tuple[int, int]]) -> None:
+        """Keep blocks of a slot: (number of the block in the slot, place to keep it at)."""
+        for layer, keys in self.keys.items():
+            values = self.values[layer]
+            for number, place in blocks:
+                part = slice(number * BLOCK, (number + 1) * BLOCK)
+                self._block_keys[layer][place] = keys[slot, :, part]
+                self._block_values[layer][place] = values[slot, :, :, part]
+
+    def bytes_per_token(self) -> int:
+        """Memory of one place of one slot over all layers; 0 before the first call."""
+        whole = sum(
+            t.numel() * t.element_size() for t in (*self.keys.values(), *self.values.values())
+        )
+        return whole // (self.rows * (self.length + BLOCK))
 
     @property
     def stepping(self) -> bool:
@@ -104,11 +143,18 @@ class Slots(Cache):
 
     def mask(self, query: Tensor, num_keys: int, *, window: int) -> Tensor | None:
         """What queries see, 1 = seen, [N, 1, Q, L]; None where plain causality says it all."""
-        if self._positions is None and (not window or window >= num_keys):
+        reading = None if self.stepping else self._reading
+        if reading and reading.from_nothing and (not window or window >= num_keys):
             return None
         if window not in self._masks:
             at = torch.arange(num_keys, device=query.device)
-            last = at[None, :, None] if self._positions is None else self._positions[:, None, None]
+            if reading is None:
+                assert self._positions is not None
+                last = self._positions[:, None, None]
+            else:
+                starts = torch.tensor(reading.starts, device=query.device)
+                queries = torch.arange(query.shape[2], device=query.device)
+                last = (starts[:, None] + queries)[:, :, None]
             seen = at <= last
             if window:
                 seen = seen & (at > last - window)
@@ -120,6 +166,63 @@ class Slots(Cache):
         return 0
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """One call that reads parts of prompts; see `Slots.begin_read`."""
+
+    source: list[int]
+    target: list[int]
+    starts: list[int]
+    ends: list[int]
+
+    @property
+    def from_nothing(self) -> bool:
+        """Whether every part begins its prompt: then what was read just now is all there is."""
+        return not any(self.starts)
+
+    def write(
+        self, keys: Tensor, values: Tensor, new_keys: Tensor, new_values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write; returns keys and values [B, KV, L, D] of all that the parts may attend to."""
+        length = new_keys.shape[2]
+        from_keys = new_keys[self.source].to(keys.dtype)
+        from_values = new_values[self.source].to(values.dtype)
+        if self.from_nothing:
+            keys[self.target, :, :length] = from_keys
+            values[self.target, :, :, :length] = from_values.transpose(2, 3)
+            return new_keys, new_values
+        if len(self.starts) == 1:
+            part = slice(self.starts[0], self.starts[0] + length)
+            keys[self.target, :, part] = from_keys
+            values[self.target, :, :, part] = from_values.transpose(2, 3)
+        else:
+            # padding must not run past the slot: there it goes to its last place, used by nothing
+            starts = torch.tensor([self.starts[row] for row in self.source])
+            at = (starts[:, None] + torch.arange(length)).clamp_(max=keys.shape[2] - 1)
+            at, slots = at.to(keys.device), torch.tensor(self.target, device=keys.device)[:, None]
+            keys[slots, :, at] = from_keys.transpose(1, 2)
+            values[slots, :, :, at] = from_values.transpose(1, 2)
+        first = [self.target[self.source.index(row)] for row in range(len(self.starts))]
+        end = max(self.ends)
+        rows = slice(first[0], first[0] + 1) if len(first) == 1 else first
+        return keys[rows, :, :end], values[rows, :, :, :end].transpose(2, 3).contiguous()
+
+
+def _read_only(rows: int) -> Slots:
+    """Slots that only say who sees whom, of texts that are read from their beginning."""
+    slots = Slots(rows=rows, length=0)
+    slots.begin_read(list(range(rows)), list(range(rows)), [0] * rows, ends=[0] * rows)
+    return slots
+
+
+def _zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan. On a CPU the
+    system hands out zeroed pages when they are first written to."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
 def attend(
     module: torch.nn.Module,
     query: Tensor,
@@ -127,7 +230,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    slots: Slots,
+    slots: Slots | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -135,7 +238,7 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over slots. query [N, H, Q, D], key and value as
-    `Slots.update` returned them.
+    `Slots.update` returned them. Without slots, rows are right-padded texts that are read only.
 
     Sliding windows, soft caps and scaling are honoured; sinks and position biases are refused.
     """
@@ -144,6 +247,7 @@ def attend(
             raise NotImplementedError(f"generation does not know {name!r} of {module}")
     dtype, scale = query.dtype, query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary tables may have widened them
+    slots = _read_only(len(query)) if slots is None else slots
     mask = slots.mask(query, key.shape[2], window=sliding_window or 0)
     if slots.stepping:
         with torch.autocast(query.device.type, enabled=False):

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rung.config import Config as BaseConfig
 from rung.errors import DataError
+from rung.feedback.events import Event, as_rankings, parse_event
 from rung.feedback.rankings import count_rankings, write_rankings
 from rung.feedback.schema import Ranking
 from rung.feedback.shapes import EXAMPLE, SHAPES, Judged, dense
@@ -97,6 +98,7 @@ def read_sources(config: Config) -> Readings:
     """Every judgement of every source, kept or counted as dropped."""
     found = Readings()
     solutions: list[Judged] = []
+    events: list[Event] = []
     for source in find_sources(config.files):
         for where, raw in source_rows(source, example=EXAMPLE, columns=config.columns):
             shape, judgements = read_judgements(raw, where=where)
@@ -105,13 +107,32 @@ def read_sources(config: Config) -> Readings:
             if shape.name == "stepwise":
                 solutions += judgements
                 continue
+            if shape.name == "chat event":
+                events.append(parse_event(raw, where=where))
+                continue
             if not judgements:
                 found.dropped["no_ranked_replies"] += 1
             for judged in judgements:
                 found.take(judged, config, shape=shape.name)
     for judged in rank_solutions(solutions):
         found.take(judged, config, shape="stepwise")
+    for ranking in as_rankings(events):
+        found.take(_judged(ranking), config, shape="chat event")
     return found
+
+
+def _judged(ranking: Ranking) -> Judged:
+    """A ranking of the chat page, to be checked and counted like one of a file."""
+    return Judged(
+        list(ranking.prompt),
+        list(ranking.answers),
+        list(ranking.ranks),
+        [list(flags) for flags in ranking.flags],
+        annotator=ranking.annotator,
+        labels=None if ranking.labels is None else list(ranking.labels),
+        stopped=list(ranking.stopped),
+        source=ranking.source,
+    )
 
 
 def read_judgements(raw: Row, *, where: str) -> tuple[Shape, list[Judged]]:
@@ -162,13 +183,13 @@ def _record(judged: Judged, config: Config, *, shape: str) -> Ranking:
         id=f"human/{digest[:16]}",
         prompt=judged.prompt,
         answers=judged.answers,
-        stopped=[True] * len(judged.answers),
+        stopped=judged.stopped or [True] * len(judged.answers),
         ranks=judged.ranks,
         flags=judged.flags,
         ratings=judged.ratings,
         annotator=annotator,
         kind="human",
-        source={"format": "conversation", "shape": shape, "truth": None},
+        source={"format": "conversation", "shape": shape, "truth": None, **judged.source},
         labels=judged.labels,
         margin=judged.margin,
         weight=judged.weight,

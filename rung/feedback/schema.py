@@ -13,7 +13,7 @@ from typing import Any
 from rung.errors import DataError
 from rung.text.messages import Message, check_turns, normalise
 
-FLAGS = ("misleading", "unhelpful", "harmful")
+FLAGS = ("misleading", "unhelpful", "harmful", "biased", "private", "off_topic")
 KINDS = ("human", "simulated", "judge")
 
 

@@ -2,8 +2,9 @@
 and answers with a label of their own (KTO)."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from rung.errors import DataError
 from rung.feedback.schema import (
@@ -39,6 +40,13 @@ class Judged:
     labels: list[bool | None] | None = None
     margin: float | None = None
     weight: float = 1.0
+    stopped: list[bool] | None = None
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _read_event(row: Row) -> list[Judged]:
+    """An event of the chat page: later ones replace earlier ones, so the stage reads them all."""
+    return []
 
 
 def _pair(prompt: list[Message], chosen: str, rejected: str, row: Row) -> Judged:
@@ -292,6 +300,14 @@ _ALL = ("annotator", "system", "tools", "weight")
 _OWN = ("flags", "stopped", "id", "kind", "source", "annotator", "margin", "weight")
 EXAMPLE = '{"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away."}'
 SHAPES = (
+    Shape(
+        "chat event",
+        ("key", "kind", "subject", "prompt", "answers", "value"),
+        '{"key": "1", "kind": "thumb", "subject": "a1", "prompt": [{"role": "user", "content": '
+        '"Hi"}], "answers": [{"text": "Hello!"}], "value": "up"}',
+        _read_event,
+        optional=("id", "time", "comment", "blind", "sampling", "annotator"),
+    ),
     Shape(
         "ranking",
         ("prompt", "answers", "ranks"),

@@ -191,6 +191,22 @@ def using(model: PreTrainedModel, name: str | None) -> Iterator[PreTrainedModel]
             layer.using = one
 
 
+def route(model: PreTrainedModel, names: Sequence[str | None]) -> None:
+    """In the next calls of the model, row i of the batch speaks with the adapter names[i].
+
+    Without a single name, what `using` says goes for all rows; beside others, a row without a name
+    speaks with no adapter.
+    """
+    layers = adapted_layers(model)
+    assert layers or not any(names), "the model has no adapters"
+    groups: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is not None:
+            groups.setdefault(name, []).append(row)
+    for layer in layers:
+        layer.routes = [(name, torch.tensor(rows)) for name, rows in groups.items()] or None
+
+
 def adapter_off(model: PreTrainedModel) -> Any:
     """The model that the adapter was put into: the reference of a policy. A context manager."""
     return using(model, None)

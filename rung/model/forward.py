@@ -41,6 +41,14 @@ def output_head(model: PreTrainedModel) -> Head:
     return Head(layer.weight, getattr(layer, "bias", None), scale, softcap)
 
 
+def head_logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    """Logits float32 [..., V] of hidden states [..., W], scaled and capped as the model does it."""
+    head = output_head(model)
+    layer: Any = model.get_output_embeddings()
+    logits = layer(rows).float() * head.scale
+    return torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits
+
+
 def hidden_states(model: PreTrainedModel, forest: TorchForest) -> Tensor:
     """Last hidden states [T, W] of every token of the forest (after the final norm)."""
     decoder: Any = model.base_model

@@ -102,6 +102,19 @@ def context_length(model: PreTrainedModel) -> int:
     return int(length)
 
 
+def context_of(folder: Path) -> int:
+    """`context_length` of a model folder or of an adapter's base, without its weights."""
+    whole = layers_below(folder)[-1]
+    _read_config(whole)
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(str(whole), local_files_only=True)
+    length = getattr(config, "max_position_embeddings", None)
+    if length is None:
+        raise ArtefactError(f"{whole} does not say its context (max_position_embeddings)")
+    return int(length)
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():

@@ -31,6 +31,7 @@ class LoraLinear(PeftLinear):
     def __init__(self, base_layer: nn.Module, adapter_name: str, **options: Any) -> None:
         super().__init__(base_layer, adapter_name, **options)
         self.using: str | None = adapter_name
+        self.routes: list[tuple[str, Tensor]] | None = None  # rows of a batch by adapter
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight [O, I]."""
@@ -51,6 +52,8 @@ class LoraLinear(PeftLinear):
         assert not kwargs
         dtype = _compute_dtype(x)
         bias = self.base_layer.bias
+        if self.routes is not None:
+            return self._routed(x.to(dtype), self.routes)
         low, name = _cast_once(x, dtype), self.using
         if name is None or name not in self.lora_A:
             out = _Adapted.apply(x, low, self.weight_in, None, None, 0.0, None)
@@ -66,6 +69,21 @@ class LoraLinear(PeftLinear):
             with torch.autocast(x.device.type, enabled=False):
                 out = (out * (magnitude / self.row_norms(name))).to(dtype)
         return out if bias is None else out + bias.to(dtype)
+
+    def _routed(self, low: Tensor, routes: list[tuple[str, Tensor]]) -> Tensor:
+        """Rows [B, T, I] of one batch, each with its own adapter; without gradients."""
+        bias = self.base_layer.bias
+        out = low @ self.weight_in(low.dtype).T
+        for name, rows in routes:
+            if name not in self.lora_A:
+                continue
+            a, b = self.lora_A[name].weight.to(low), self.lora_B[name].weight.to(low)
+            part = out[rows] + self.scaling[name] * ((low[rows] @ a.T) @ b.T)
+            if name in self.lora_magnitude_vector:
+                magnitude = self.lora_magnitude_vector[name].weight
+                part = (part * (magnitude / self.row_norms(name))).to(out)
+            out[rows] = part
+        return out if bias is None else out + bias.to(low.dtype)
 
 
 class _Adapted(torch.autograd.Function):

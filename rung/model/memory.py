@@ -1,5 +1,6 @@
 """Memory that training a shape takes, against the memory there is. No torch here."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -138,6 +139,15 @@ def _reclaimable(stat: Path) -> int:
     """Bytes of cached files that count as used but are given back under pressure."""
     lines = stat.read_text().splitlines() if stat.is_file() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+
+
+def used_memory(root: Path = Path("/")) -> int | None:
+    """Resident bytes of this process; None on a system that does not say."""
+    try:
+        pages = int((root / "proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _read_number(path: Path) -> int | None:

@@ -1,0 +1,1 @@
+"""One web process: the OpenAI API, the chat page, runs and lineage."""

@@ -10,10 +10,11 @@ from typing import Any
 from rung.store.durable import sync_file, write_atomic
 
 FILE = "metrics.jsonl"
+SAMPLES = "samples.jsonl"  # {"step": 40, "prompt": "...", "text": "...", "score": 0.4}
 
 
 class RunLog:
-    """The metrics of one run.
+    """The metrics of one run, or other lines with a step.
 
     A line: {"step": 40, "loss": 3.21, "tokens_per_s": 5210.0}
     A value that is not finite is kept as the text "nan", "inf" or "-inf" (JSON has no such
@@ -21,10 +22,10 @@ class RunLog:
     by an exception leaves nothing to close.
     """
 
-    def __init__(self, run_dir: Path):
-        """run_dir/metrics.jsonl, made when missing; a last line torn by a kill is cut off."""
+    def __init__(self, run_dir: Path, file: str = FILE):
+        """run_dir/`file`, made when missing; a last line torn by a kill is cut off."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.path = run_dir / FILE
+        self.path = run_dir / file
         self.path.touch()
         whole = self.path.read_bytes()
         end = whole.rfind(b"\n") + 1

@@ -21,11 +21,13 @@ from rung.tasks.grade import is_admission, utility
 from rung.tokens.forest import group, pack
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 from rung.train.cost import cost_notes
-from rung.train.loop import train
+from rung.train.loop import Sample, train
 from rung.train.onpolicy import OnPolicy, OnPolicyConfig
 from rung.train.ranked import cut_by_tokens
 from rung.train.rollout import Prompt, load_prompts
 from rung.train.start import start_policy
+
+_SHOWN = 3  # answers of each grading that people may read
 
 
 def run_alignment(
@@ -54,7 +56,16 @@ def run_alignment(
     graded = _graded_prompts(context, config, tokenizer, longest)
     evaluate = Grader(graded, scorer, tokenizer, config) if graded else None
     before = evaluate(policy) if evaluate else {}
-    objective = build(policy, scorer, prompts, stop_ids=tokenizer.stop_ids, evaluate=evaluate)
+    if evaluate:
+        evaluate.take_samples()  # those of the first grading are those of step 0 again
+    objective = build(
+        policy,
+        scorer,
+        prompts,
+        stop_ids=tokenizer.stop_ids,
+        evaluate=evaluate,
+        samples=evaluate.take_samples if evaluate else list,
+    )
     result = train(objective, config, context)
     after = evaluate(policy) if evaluate else {}
     save_trained(policy, context.out, base=source.id)
@@ -106,6 +117,12 @@ def _graded_prompts(
     return [known[i] for i in sorted(draw[: config.eval_prompts])]
 
 
+def _question(prompt: Prompt) -> str:
+    """What the user said last."""
+    asked = [m["content"] for m in prompt.row["messages"] if m["role"] == "user"]
+    return str(asked[-1]) if asked else ""
+
+
 class Grader:
     """Greedy answers to held-out prompts: noise-free utility beside the proxy reward."""
 
@@ -119,6 +136,12 @@ class Grader:
         self.prompts, self.scorer, self.tokenizer, self.config = prompts, scorer, tokenizer, config
         self.device = pick_device(config.device)
         self.dtype = pick_dtype(config.precision, self.device)
+        self._samples: list[Sample] = []
+
+    def take_samples(self) -> list[Sample]:
+        """The first few answers of the gradings since the last call, each with its utility."""
+        taken, self._samples = self._samples, []
+        return taken
 
     def __call__(self, policy: PreTrainedModel) -> dict[str, float]:
         """Mean utility, proxy score, stop rate; false claims about made-up names and
@@ -135,6 +158,10 @@ class Grader:
             utility(prompt.row, text, stopped=answer.stopped).value
             for prompt, text, answer in zip(self.prompts, texts, answers, strict=True)
         ]
+        self._samples += [
+            Sample(_question(prompt), text, value)
+            for prompt, text, value in zip(self.prompts, texts, values, strict=True)
+        ][:_SHOWN]
         exists = np.array([bool(prompt.row["truth"]["exists"]) for prompt in self.prompts])
         admits = np.array([is_admission(text) for text in texts])
         out = {

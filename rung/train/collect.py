@@ -7,14 +7,15 @@ rung/feedback/annotator.py. Every row and the report say so. People's rankings c
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-import torch
 from pydantic import Field
 
 from rung.config import Config as BaseConfig
 from rung.engine.generate import generate
-from rung.engine.sampling import Sampling
+from rung.engine.remote import EngineConfig, RemoteCompletion, RemoteEngine
+from rung.engine.sampling import Completion, Sampling
 from rung.errors import DataError
 from rung.feedback.annotator import (
     AnnotatorConfig,
@@ -25,9 +26,8 @@ from rung.feedback.annotator import (
 )
 from rung.feedback.rankings import count_rankings, write_rankings
 from rung.feedback.schema import Ranking
-from rung.model.load import context_length, load_model
+from rung.model.load import context_of, load_model
 from rung.model.precision import Precision, pick_device, pick_dtype
-from rung.model.types import PreTrainedModel
 from rung.store.artefact import canonical_json
 from rung.store.context import Notes, StageContext
 from rung.tasks.grade import utility
@@ -48,23 +48,37 @@ class Config(BaseConfig):
     annotator: AnnotatorConfig = Field(AnnotatorConfig(), description="how good the annotator is")
     precision: Precision = Field("auto", description="auto, bf16 or fp32")
     device: str = Field("auto", description="auto, cpu or cuda")
+    engine: EngineConfig | None = Field(
+        None, description="another engine that answers, {url: ...}; default: the model, in process"
+    )
     seed: int = Field(0, description="seed of the samples and of the annotator's noise")
+
+
+class Sampler(Protocol):
+    """Answers to prompts; keys name the prompts to the random numbers."""
+
+    def __call__(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, num_samples: int, keys: range
+    ) -> Sequence[Sequence[Completion]]: ...
 
 
 def run(context: StageContext, config: Config) -> Notes:
     """feedback: rankings.jsonl and report.json. A killed run goes on after its last whole chunk."""
     folder = context.input("model").path
     tokenizer = load_tokenizer(folder)
-    device = pick_device(config.device)
-    model = load_model(folder, device=device)
-    longest = context_length(model) - config.max_new_tokens
+    longest = context_of(folder) - config.max_new_tokens
     prompts, too_long = load_prompts(
         context.input("dataset").file("prompts.jsonl"), tokenizer, max_tokens=longest
     )
     prompts = prompts[: config.num_prompts]
     _require_truth(prompts)
-    dtype = pick_dtype(config.precision, device)
-    samples = _sample_all(context, config, model, tokenizer, prompts, dtype=dtype)
+    remote = config.engine.open() if config.engine is not None and config.engine.url else None
+    if remote is not None:
+        context.progress.say(f"collect: {remote.connect(tokenizer)}")
+        sampler = _remote_engine(remote)
+    else:
+        sampler = _vllm_engine(folder) if config.engine is not None else _own_engine(config, folder)
+    samples = _sample_all(context, config, sampler, tokenizer, prompts)
     annotator = SimulatedAnnotator(config.annotator, seed=config.seed)
     ranked = [
         rank(prompt.row, sample["answers"], annotator=annotator)
@@ -79,6 +93,9 @@ def run(context: StageContext, config: Config) -> Notes:
     write_rankings(context.out, records)
     report = _report(records, config, annotator=annotator, too_long=too_long)
     report["dropped"]["equal_answers"] = len(ranked) - len(records)
+    if remote is not None:
+        report["engine"] = {"model": remote.model, "prompts": remote.send}
+        remote.close()
     (context.out / "report.json").write_text(canonical_json(report) + "\n", encoding="utf-8")
     context.progress.say(
         f"collect: {report['rankings']} rankings by the simulated annotator, {report['pairs']} "
@@ -100,14 +117,59 @@ def _require_truth(prompts: Sequence[Prompt]) -> None:
             )
 
 
+def _own_engine(config: Config, folder: Path) -> Sampler:
+    """The model itself, in this process."""
+    device = pick_device(config.device)
+    model, dtype = load_model(folder, device=device), pick_dtype(config.precision, device)
+
+    def sample(
+        prompts: Sequence[Prompt], sampling: Sampling, *, num_samples: int, keys: range
+    ) -> Sequence[Sequence[Completion]]:
+        ids = [prompt.ids for prompt in prompts]
+        return generate(model, ids, sampling, num_samples=num_samples, keys=keys, dtype=dtype)
+
+    return sample
+
+
+def _vllm_engine(folder: Path) -> Sampler:
+    from rung.engine.vllm_local import VllmEngine
+
+    engine = VllmEngine(folder)
+
+    def sample(
+        prompts: Sequence[Prompt], sampling: Sampling, *, num_samples: int, keys: range
+    ) -> Sequence[Sequence[Completion]]:
+        ids = [prompt.ids for prompt in prompts]
+        return engine.generate(ids, sampling, num_samples=num_samples, keys=keys)
+
+    return sample
+
+
+def _remote_engine(remote: RemoteEngine) -> Sampler:
+    """A server; what it makes of the seeds is its affair."""
+
+    def sample(
+        prompts: Sequence[Prompt], sampling: Sampling, *, num_samples: int, keys: range
+    ) -> Sequence[Sequence[Completion]]:
+        ids = [prompt.ids for prompt in prompts]
+        asked = [_question(prompt.row) for prompt in prompts]
+        return remote.generate(ids, sampling, messages=asked, num_samples=num_samples, keys=keys)
+
+    return sample
+
+
+def _question(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The messages of a row without its reference answer."""
+    messages: Sequence[Mapping[str, Any]] = row["messages"]
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
 def _sample_all(
     context: StageContext,
     config: Config,
-    model: PreTrainedModel,
+    sampler: Sampler,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
-    *,
-    dtype: torch.dtype,
 ) -> list[Row]:
     """{"id", "answers": [{"text", "stopped"}], "tokens"} of every prompt, saved chunk by chunk."""
     chunks = context.run / "collect"
@@ -117,9 +179,7 @@ def _sample_all(
     for first in range(0, len(prompts), CHUNK):
         path = chunks / f"{first:06d}.jsonl"
         if not path.exists():
-            rows = _sample(
-                config, model, tokenizer, prompts[first : first + CHUNK], first=first, dtype=dtype
-            )
+            rows = _sample(config, sampler, tokenizer, prompts[first : first + CHUNK], first=first)
             write_rows(path, rows, sync=True)
         samples += [row for _, row in read_rows(path)]
         context.progress.update(len(samples))
@@ -129,12 +189,11 @@ def _sample_all(
 
 def _sample(
     config: Config,
-    model: PreTrainedModel,
+    sampler: Sampler,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
     first: int,
-    dtype: torch.dtype,
 ) -> list[Row]:
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens,
@@ -142,25 +201,22 @@ def _sample(
         seed=config.seed,
         stop_ids=tokenizer.stop_ids,
     )
-    completions = generate(
-        model,
-        [prompt.ids for prompt in prompts],
-        sampling,
-        num_samples=config.answers,
-        keys=range(first, first + len(prompts)),
-        dtype=dtype,
-    )
+    keys = range(first, first + len(prompts))
+    completions = sampler(prompts, sampling, num_samples=config.answers, keys=keys)
     return [
         {
             "id": prompt.row["id"],
             "answers": [
-                {"text": tokenizer.decode(answer.ids), "stopped": answer.stopped}
-                for answer in answers
+                {"text": _text(answer, tokenizer), "stopped": answer.stopped} for answer in answers
             ],
             "tokens": sum(len(answer.ids) for answer in answers),
         }
         for prompt, answers in zip(prompts, completions, strict=True)
     ]
+
+
+def _text(answer: Completion, tokenizer: Tokenizer) -> str:
+    return answer.text if isinstance(answer, RemoteCompletion) else tokenizer.decode(answer.ids)
 
 
 def rank(
@@ -177,10 +233,9 @@ def rank(
         return None
     graded = [utility(row, answer["text"], stopped=answer["stopped"]) for answer in distinct]
     judged = annotator.judge(row["id"], [g.value for g in graded], [g.flags for g in graded])
-    messages = row["messages"]
     return Ranking(
         id=row["id"],
-        prompt=messages[:-1] if messages[-1]["role"] == "assistant" else messages,
+        prompt=list(_question(row)),
         answers=[answer["text"] for answer in distinct],
         stopped=[answer["stopped"] for answer in distinct],
         ranks=judged.ranks,

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from rung.errors import Interrupted, ResourceError, TrainingError
+from rung.model.memory import used_memory
 from rung.model.precision import autocast, pick_device, pick_dtype
 from rung.store import checkpoint
 from rung.store.context import StageContext
-from rung.store.runlog import RunLog
+from rung.store.runlog import SAMPLES, RunLog
 from rung.train.optim import TrainConfig, build_optimizers, clip_gradients, lr_factor, set_lr
 from rung.train.state import load_state, save_state
 
@@ -42,6 +43,15 @@ class LossSums:
     count: float
     tokens: int
     metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model wrote in training, for people to read. score: by whatever graded it."""
+
+    prompt: str
+    text: str
+    score: float | None = None
 
 
 class EarlyStop(Exception):
@@ -76,6 +86,10 @@ class Objective(Generic[B]):
 
         Returns lines worth showing to the user: samples, warnings.
         """
+        return []
+
+    def take_samples(self) -> list[Sample]:
+        """What the model wrote since the last call; asked after `after_iteration`."""
         return []
 
     def state(self) -> dict[str, Any]:
@@ -123,6 +137,7 @@ class _Run:
         self.modules = objective.modules()
         self.optimizers = build_optimizers(self.modules, config)
         self.log = RunLog(context.run)
+        self.samples = RunLog(context.run, SAMPLES)
         self.total = objective.num_iterations()
         self.every = math.ceil(self.total / config.checkpoints) if config.checkpoints else 0
         self.folder = context.run / "checkpoints"
@@ -155,6 +170,8 @@ class _Run:
                     stopped, lines = str(reason), [f"stopped at iteration {iteration}: {reason}"]
                 last = metrics
                 self.log.append({"step": iteration, **metrics})
+                for sample in self.objective.take_samples():
+                    self.samples.append({"step": iteration, **asdict(sample)})
                 for line in lines:
                     progress.say(line)
                 iteration += 1
@@ -198,7 +215,16 @@ class _Run:
         metrics["tokens"] = tokens
         metrics["tokens_per_s"] = tokens / seconds if seconds else 0.0
         metrics["seconds"] = seconds
+        metrics |= self._memory()
         return metrics
+
+    def _memory(self) -> dict[str, float]:
+        """Gigabytes at this moment; of a GPU the most so far. Costs some microseconds."""
+        used = used_memory()
+        found = {} if used is None else {"memory_gb": used / 1e9}
+        if self.device.type == "cuda":
+            found["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.device) / 1e9
+        return found
 
     def _update(self, microbatches: list[Any], sums: "_Averages") -> int:
         """One optimizer update from all of `microbatches`; returns the tokens it saw."""
@@ -239,7 +265,7 @@ class _Run:
     def _resume(self) -> int:
         found = checkpoint.latest_valid(self.folder)
         if found.path is None:
-            self.log.truncate_after(-1)
+            self._cut_records(-1)
             return 0
         for line in found.skipped:
             self.context.progress.say(line)
@@ -248,9 +274,13 @@ class _Run:
         self.skipped, self.rollbacks = extra["skipped"], extra["rollbacks"]
         self.tokens, self.barred = extra["tokens"], set(extra["barred"])
         self.in_a_row = extra["in_a_row"]
-        self.log.truncate_after(found.step - 1)
+        self._cut_records(found.step - 1)
         self.context.progress.say(f"resumed at step {found.step} of {self.total}")
         return found.step
+
+    def _cut_records(self, step: int) -> None:
+        self.log.truncate_after(step)
+        self.samples.truncate_after(step)
 
     def _checkpoint(self, iteration: int) -> None:
         extra = {

@@ -15,7 +15,7 @@ from rung.model.types import PreTrainedModel
 from rung.train.advantage import answer_sums
 from rung.train.health import StopRule, correlation, examine
 from rung.train.kl import k1
-from rung.train.loop import EarlyStop, Objective
+from rung.train.loop import EarlyStop, Objective, Sample
 from rung.train.optim import TrainConfig
 from rung.train.ranked import EpochOrder
 from rung.train.rollout import Prompt, Rollout, RolloutPlan, Scorer, make_rollout
@@ -76,12 +76,14 @@ class OnPolicy(Objective[B]):
         *,
         stop_ids: tuple[int, ...],
         evaluate: Evaluate | None = None,
+        samples: Callable[[], list[Sample]] = list,
     ):
+        """samples: takes what `evaluate` let the policy write since it was last asked."""
         self.policy, self.scorer, self.prompts, self.config = policy, scorer, prompts, config
         self.part = trained_part(policy)
         self.reference = policy if is_adapted(policy) else _frozen_copy(policy)
         self.good = _frozen_copy(self.part)
-        self.evaluate = evaluate
+        self.evaluate, self._samples = evaluate, samples
         device = pick_device(config.device)
         self.plan = RolloutPlan(
             num_answers=config.answers_per_prompt,
@@ -167,6 +169,9 @@ class OnPolicy(Objective[B]):
                 "the last weights within it. Raise the KL coefficient or lower lr"
             )
         return lines
+
+    def take_samples(self) -> list[Sample]:
+        return self._samples()
 
     def state(self) -> dict[str, Any]:
         return {"over": self.stop_rule.over, "first": self.first}

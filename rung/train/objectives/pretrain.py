@@ -6,6 +6,7 @@ equation 1); the batch is a forest of documents, so none sees another.
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
@@ -31,7 +32,7 @@ from rung.tokens.stream import DocumentStream, Stream
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 from rung.train.compiled import TOKEN_BUCKET, compile_layers, should_compile
 from rung.train.cost import cost_notes, share_of_full
-from rung.train.loop import LossSums, Objective, train
+from rung.train.loop import LossSums, Objective, Sample, train
 from rung.train.optim import TrainConfig
 
 
@@ -65,6 +66,14 @@ class Config(StreamConfig):
         return self
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out documents, whole, as trees; num_bytes: of their texts, for bits per byte."""
+
+    trees: list[Tree]
+    num_bytes: int
+
+
 class StreamObjective(Objective[TorchForest]):
     """Batches of a document stream in, next-token losses out."""
 
@@ -78,13 +87,14 @@ class StreamObjective(Objective[TorchForest]):
         num_steps: int,
         config: StreamConfig,
         tokenizer: Tokenizer,
-        heldout: list[Tree] | None = None,
+        heldout: HeldOut | None = None,
         bucket: int = 0,
     ) -> None:
         self.model, self.stream, self.config = model, stream, config
         self.num_steps, self.tokenizer = num_steps, tokenizer
         self.device = pick_device(config.device)
-        self.heldout = heldout or []
+        self.heldout = heldout
+        self._samples: list[Sample] = []
         self.bucket = bucket
 
     def modules(self) -> nn.Module:
@@ -111,9 +121,16 @@ class StreamObjective(Objective[TorchForest]):
             return []
         lines = []
         if self.heldout:
-            metrics["heldout_loss"] = self._heldout_loss()
-            lines.append(f"held-out loss {metrics['heldout_loss']:.3f} nats per token")
-        return [*lines, f"sample: {self._sample()!r}"]
+            loss, bpb = self._heldout_loss(self.heldout)
+            metrics |= {"heldout_loss": loss, "heldout_bpb": bpb}
+            lines.append(f"held-out loss {loss:.3f} nats per token, {bpb:.3f} bits per byte")
+        written = self._sample()
+        self._samples.append(Sample(self.config.sample_prompt, written))
+        return [*lines, f"sample: {self.config.sample_prompt + written!r}"]
+
+    def take_samples(self) -> list[Sample]:
+        taken, self._samples = self._samples, []
+        return taken
 
     def _pad(self, trees: list[Tree]) -> list[Tree]:
         """An untrained root of pads that rounds the token count up, for compiled layers."""
@@ -126,13 +143,16 @@ class StreamObjective(Objective[TorchForest]):
         return [*trees, document(pads, np.zeros(short, dtype=np.float32))]
 
     @torch.no_grad()
-    def _heldout_loss(self) -> float:
-        forest = to_torch(pack(self.heldout), self.device)
+    def _heldout_loss(self, heldout: HeldOut) -> tuple[float, float]:
+        """(nats per token, bits per byte of the text)."""
+        forest = to_torch(pack(heldout.trees), self.device)
         with (
             autocast(pick_dtype(self.config.precision, self.device), self.device),
             torch.compiler.set_stance("force_eager"),
         ):
-            return float(weighted_nll(self.model, forest)) / float(forest.host.weight.sum())
+            nll = float(weighted_nll(self.model, forest))
+        bits = nll / math.log(2)
+        return nll / float(forest.host.weight.sum()), bits / heldout.num_bytes
 
     def _sample(self) -> str:
         prompt = np.append(
@@ -142,7 +162,7 @@ class StreamObjective(Objective[TorchForest]):
             max_new_tokens=40, temperature=0.7, stop_ids=self.tokenizer.stop_ids, seed=0
         )
         done = generate(self.model, [prompt], sampling)[0][0]
-        return self.config.sample_prompt + self.tokenizer.decode(done.ids)
+        return self.tokenizer.decode(done.ids)
 
 
 def split_trees(trees: list[Tree], *, max_tokens: int) -> list[list[Tree]]:
@@ -228,25 +248,27 @@ def say_resolved(context: StageContext, table: list[tuple[str, str, str]]) -> No
 
 def heldout_trees(
     context: StageContext, tokenizer: Tokenizer, config: StreamConfig, *, length: int
-) -> list[Tree]:
+) -> HeldOut | None:
     """A fixed draw of held-out documents of about config.heldout_tokens tokens."""
     if not config.heldout_tokens:
-        return []
+        return None
     path = context.input("corpus").file("documents.parquet")
     corpus = load_corpus_tokens(path, tokenizer, split="heldout")
     return _draw(corpus, config.heldout_tokens, length=length)
 
 
-def _draw(corpus: CorpusTokens, num_tokens: int, *, length: int) -> list[Tree]:
+def _draw(corpus: CorpusTokens, num_tokens: int, *, length: int) -> HeldOut:
     trees: list[Tree] = []
+    num_bytes = 0
     left = num_tokens
     for index in np.random.default_rng(0).permutation(len(corpus)):
         if left <= 0:
             break
         pieces = corpus.pieces(int(index), context=length)
         trees += pieces
+        num_bytes += int(corpus.num_bytes[index])
         left -= sum(tree_size(piece) for piece in pieces)
-    return trees
+    return HeldOut(trees, num_bytes)
 
 
 def train_stream(
@@ -258,7 +280,7 @@ def train_stream(
     budget: Budget,
     shape: Shape,
     tokenizer: Tokenizer,
-    heldout: list[Tree],
+    heldout: HeldOut | None,
     counts: dict[str, int],
     base: str = "",
 ) -> Notes:

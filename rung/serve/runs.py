@@ -1,0 +1,269 @@
+"""/runs: every stage at work or done, its curves live, and several on one chart."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from rung.serve import show
+from rung.serve.html import render_page
+from rung.serve.page_route import PageRoute
+from rung.serve.panels import AXES, Panel, panels_of
+from rung.serve.shelf import Shelf, shelf_of
+from rung.store.curves import Line
+from rung.store.runs import Run, read_runs
+
+PAGE = 100  # runs on one page
+MAX_OVERLAY = 8  # runs on one chart: as many as there are colours
+MAX_POINTS = 2000
+_LIVE = {"Cache-Control": "no-store"}
+
+router = APIRouter(prefix="/runs", route_class=PageRoute)
+RunKeys = Annotated[list[str], Query()]
+Axis = Literal["step", "tokens", "seconds"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A row of the table beside a chart. first, last, low, high: of the whole curve."""
+
+    label: str
+    first: float
+    last: float
+    low: float
+    high: float
+    num: int
+
+
+@dataclass(frozen=True)
+class Charted:
+    """A chart, what its table says, and what its script needs."""
+
+    panel: Panel
+    rows: list[Summary]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        series = [{"name": s.name, "label": s.label} for s in self.panel.series]
+        return {"title": self.panel.title, "unit": self.panel.unit, "series": series}
+
+
+@router.get("", response_class=HTMLResponse)
+def list_runs(
+    request: Request, q: str = "", stage: str = "", page: Annotated[int, Query(ge=1)] = 1
+) -> str:
+    """The table of runs, newest first; q: part of a name, stage or id."""
+    runs = read_runs(shelf_of(request).catalogue)
+    stages = sorted({run.stage for run in runs})
+    words = q.lower().split()
+    chosen = [
+        run
+        for run in runs
+        if (not stage or run.stage == stage) and all(word in _searched(run) for word in words)
+    ]
+    return _render(
+        "runs.html",
+        active=_at_work(runs),
+        runs=chosen[(page - 1) * PAGE : page * PAGE],
+        total=len(chosen),
+        page=page,
+        pages=max(1, -(-len(chosen) // PAGE)),
+        q=q,
+        stage=stage,
+        stages=stages,
+        max_overlay=MAX_OVERLAY,
+    )
+
+
+@router.get("/active", response_class=HTMLResponse)
+def active_runs(request: Request) -> HTMLResponse:
+    """The part of the page that lives: asked for every few seconds."""
+    runs = read_runs(shelf_of(request).catalogue)
+    html = _render("_active.html", active=_at_work(runs))
+    return HTMLResponse(html, headers=_LIVE)
+
+
+@router.get("/data")
+def read_data(
+    request: Request,
+    run: RunKeys,
+    metric: Annotated[list[str] | None, Query()] = None,
+    axis: Axis = "step",
+    points: Annotated[int, Query(ge=10, le=MAX_POINTS)] = 500,
+) -> JSONResponse:
+    """Curves since a cursor: run=KEY for all, run=KEY@CURSOR for what is new."""
+    shelf = shelf_of(request)
+    _check_overlay(run)
+    found = []
+    for one in run:
+        key, _, cursor = one.partition("@")
+        record = shelf.run(key)
+        reading = shelf.curves(record).read(metric, axis=axis, cursor=cursor, points=points)
+        found.append(
+            {
+                "key": record.short_key,
+                "status": _status(record),
+                "cursor": reading.cursor,
+                "whole": reading.whole,
+                "rows": reading.rows,
+                "figures": len(shelf.curves(record).names()),
+                "lines": {name: _line(line) for name, line in reading.lines.items()},
+            }
+        )
+    return JSONResponse({"runs": found}, headers=_LIVE)
+
+
+@router.get("/compare", response_class=HTMLResponse)
+def compare_runs(request: Request, run: RunKeys) -> str:
+    """Several runs on one chart each."""
+    shelf = shelf_of(request)
+    keys = list(dict.fromkeys(run))
+    _check_overlay(keys)
+    records = [shelf.run(key) for key in keys]
+    return _render(
+        "compare.html",
+        runs=records,
+        labels=_labels(records),
+        runs_spec=_runs_spec(shelf, records),
+        charts=_charts(shelf, records),
+        axes=AXES,
+        differences=_differences(records),
+    )
+
+
+@router.get("/{key}", response_class=HTMLResponse)
+def show_run(request: Request, key: str) -> str:
+    """One run: how far it is, its curves, samples and what it said."""
+    shelf = shelf_of(request)
+    run = shelf.run(key)
+    others = [
+        r
+        for r in read_runs(shelf.catalogue)
+        if r.stage == run.stage and r.key != run.key and (r.active or r.has_metrics)
+    ]
+    parents = [(role, id, shelf.catalogue.title(id)) for role, id in run.parents.items()]
+    return _render(
+        "run.html",
+        run=run,
+        runs_spec=_runs_spec(shelf, [run]),
+        config=[(key, _said(value)) for key, value in _flat(run.config).items()],
+        charts=_charts(shelf, [run]),
+        axes=AXES,
+        others=others[:50],
+        parents=parents,
+    )
+
+
+@router.get("/{key}/texts", response_class=HTMLResponse)
+def show_texts(request: Request, key: str) -> HTMLResponse:
+    """The part of a run's page that is text and lives: state, samples, what was said."""
+    run = shelf_of(request).run(key)
+    return HTMLResponse(_render("_texts.html", run=run), headers=_LIVE)
+
+
+def _render(template: str, **context: Any) -> str:
+    return render_page(template, path="/runs", show=show, **context)
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """Names, with the beginning of the key where two are equal."""
+    names = [run.name for run in runs]
+    twice = {name for name in names if names.count(name) > 1}
+    return [f"{run.name} {run.key[:6]}" if run.name in twice else run.name for run in runs]
+
+
+def _runs_spec(shelf: Shelf, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What the script of the charts must know. figures: how many are logged so far."""
+    return [
+        {
+            "key": run.short_key,
+            "label": label,
+            "active": run.active,
+            "figures": len(shelf.curves(run).names()),
+        }
+        for run, label in zip(runs, _labels(runs), strict=True)
+    ]
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _searched(run: Run) -> str:
+    return f"{run.name} {run.stage} {run.kind} {run.key} {run.artefact} {run.state}".lower()
+
+
+def _at_work(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.active]
+
+
+def _check_overlay(keys: Sequence[str]) -> None:
+    if not 1 <= len(keys) <= MAX_OVERLAY:
+        raise HTTPException(
+            422, f"{len(keys)} runs were chosen; choose 1 to {MAX_OVERLAY}, a colour each"
+        )
+
+
+def _charts(shelf: Shelf, runs: Sequence[Run]) -> list[Charted]:
+    """The charts of these runs and the tables beside them."""
+    tables: dict[str, dict[str, Line]] = {}
+    names: dict[str, None] = {}
+    for run in runs:
+        reading = shelf.curves(run).read(points=10)
+        tables[run.key] = dict(reading.lines)
+        names |= dict.fromkeys(shelf.curves(run).names())
+    charts = []
+    for panel in panels_of(list(names), growing=any(run.active for run in runs)):
+        rows = []
+        for run, called in zip(runs, _labels(runs), strict=True):
+            for series in panel.series:
+                line = tables[run.key].get(series.name)
+                if line is not None:
+                    label = series.label if len(runs) == 1 else f"{called}: {series.label}"
+                    rows.append(_summary(label, line, shelf.curves(run).count(series.name)))
+        charts.append(Charted(panel, rows))
+    return charts
+
+
+def _summary(label: str, line: Line, num: int) -> Summary:
+    return Summary(label, line.y[0], line.y[-1], min(line.y), max(line.y), num)
+
+
+def _differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Config keys and parents in which the runs differ: (key, value of each run)."""
+    flat = [
+        _flat({**{f"input {r}": id[:12] for r, id in run.parents.items()}, **run.config})
+        for run in runs
+    ]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    rows = [(key, [one.get(key) for one in flat]) for key in keys]
+    return [(key, values) for key, values in rows if any(v != values[0] for v in values)]
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def _status(run: Run) -> dict[str, Any]:
+    """What a live page writes beside the curves."""
+    return {
+        "state": run.state,
+        "active": run.active,
+        "done": run.done,
+        "total": run.total,
+        "memory_gb": run.memory_gb,
+    }
+
+
+def _line(line: Line) -> dict[str, list[float]]:
+    found = {"x": line.x, "y": line.y}
+    return found if not line.mean else {**found, "mean_x": line.mean_x, "mean": line.mean}
