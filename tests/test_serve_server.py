@@ -233,8 +233,7 @@ def test_1_a_waiting_stream_is_kept_alive_by_comments(tmp_path):
     with serving(tmp_path, settings=Settings(ping_seconds=0.05), pace=0.4) as (client, _):
         response = client.send(CHAT, chat(stream=True))
         assert response.status == 200
-        lines = [response.readline() for _ in range(3)]
-        assert b": ping\n" in lines
+        assert any(response.readline() == b": ping\n" for _ in range(40))
         response.connection.close()
 
 
