@@ -8,7 +8,13 @@ import typer
 
 from rung.cli_output import JsonOption, StoreOption, guarded, print_json
 
-_NEEDS = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
+_NEEDS = {
+    "fastapi": "fastapi",
+    "markdown_it": "markdown-it-py",
+    "nh3": "nh3",
+    "prometheus_client": "prometheus-client",
+    "uvicorn": "uvicorn",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -18,8 +24,11 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     names: Annotated[
-        list[str], typer.Argument(help="Models: names, entry names, or first digits of ids.")
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="Models: names, entry names, or first digits of ids; none: the pages alone."
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; other than loopback needs an API key.")
     ] = "127.0.0.1",
@@ -37,6 +46,10 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="On SIGTERM, time for what runs to end.")
     ] = 60.0,
+    feedback: Annotated[
+        bool,
+        typer.Option(help="Whether the chat page asks for votes and comments, and keeps them."),
+    ] = True,
     log_traffic: Annotated[
         bool, typer.Option("--log-traffic", help="Write requests and answers, redacted.")
     ] = False,
@@ -69,12 +82,13 @@ def serve(
     if reward is not None and not log_traffic:
         raise ConfigError("--reward scores what the traffic log holds: add --log-traffic")
     opened = Store(store)
-    found = find_served(opened, names)
+    found = find_served(opened, names or [])
     settings = Settings(
         host=host,
         api_keys=keys,
         max_body_bytes=round(max_body_mb * 1e6),
         drain_seconds=drain_seconds,
+        collect_feedback=feedback,
     )
     listening = open_port(host, port)
     traffic = None
@@ -82,11 +96,13 @@ def serve(
         traffic = open_traffic(
             opened, slow_seconds=slow_seconds, low_reward=low_reward, reward=reward
         )
-    state = ServerState(opened, settings, traffic=traffic)
+    state = ServerState(opened, settings, traffic=traffic, expects_models=bool(found))
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"
 
-    def load() -> Service:
+    def load() -> Service | None:
+        if not found:
+            return None
         folders = {name: folder for name, (_, folder) in found.items()}
         return Service.open(folders, options=ServiceOptions(max_rows=max_rows, max_queue=max_queue))
 
@@ -94,7 +110,8 @@ def serve(
         if json:
             print_json({"url": url, "models": {name: id for name, (id, _) in found.items()}})
             return
-        typer.echo(f"{url}/v1  serves {', '.join(found)}; Ctrl-C ends it")
+        what = f"serves {', '.join(found)} ({url}/v1)" if found else "serves the pages, no model"
+        typer.echo(f"{url}  {what}; Ctrl-C ends it")
 
     run(
         state,

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from rung.engine.request import Constraint
+from rung.engine.constraint import Constraint
 from rung.engine.sampling import Sampling
 from rung.errors import RungError
 

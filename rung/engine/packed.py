@@ -68,7 +68,7 @@ class _Group:
 
     def take_over(self) -> None:
         for number, layer in enumerate(self._layers):
-            layer.forward = self._forward_of(number)  # type: ignore[method-assign]
+            layer.forward = self._forward_of(number)
 
     def give_back(self) -> None:
         for layer in self._layers:

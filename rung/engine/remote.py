@@ -299,7 +299,7 @@ class RemoteEngine:
         ids, exact = self._ids(choice, str(text or ""), sampling, prompt, stopped)
         counted = usage.get("completion_tokens")
         num = counted if isinstance(counted, int) else len(ids)
-        return RemoteCompletion(ids, stopped, str(text or ""), exact, num)
+        return RemoteCompletion(ids, stopped, text=str(text or ""), exact=exact, num_tokens=num)
 
     def _ids(
         self,

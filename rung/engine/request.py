@@ -1,30 +1,15 @@
 """What the engine is asked for, and the samples it makes of it. No torch here."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
+from rung.engine.constraint import Constraint
 from rung.engine.sampling import Completion, Sampling, TokenLogps
 from rung.errors import DataError
 
 Finish = Literal["stop", "length", "cancelled"]
-
-
-class Constraint(Protocol):
-    """What a sample may say next; one for each sample."""
-
-    def mask(self) -> np.ndarray:
-        """bool [V], True = allowed."""
-
-    def accept(self, token: int) -> None:
-        """`token` was chosen."""
-
-    @property
-    def done(self) -> bool:
-        """Whether it is complete: nothing may follow."""
-
-    def clone(self) -> "Constraint": ...
 
 
 @dataclass(frozen=True, eq=False)

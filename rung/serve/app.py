@@ -2,35 +2,42 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 import rung
 from rung.errors import RungError
 from rung.serve import (
+    chat,
     health,
+    lineage,
     openai_chat,
     openai_completions,
     openai_embeddings,
     openai_models,
+    reports,
+    runs,
 )
 from rung.serve.errors import ApiError, as_api_error, bad_value
 from rung.serve.guard import Guard
+from rung.serve.html import STATIC
 from rung.serve.state import ServerState
 
-STATIC = Path(__file__).parent / "static"
 ROOMS: Sequence[Any] = (
     openai_chat,
     openai_completions,
     openai_embeddings,
     openai_models,
     health,
+    chat,
+    runs,
+    lineage,
+    reports,
 )
 """Modules with a router: the API, and the pages."""
 
@@ -47,11 +54,17 @@ def create_app(state: ServerState) -> FastAPI:
     for room in ROOMS:
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=STATIC, check_dir=False), name="static")
+    app.add_api_route("/", _home, include_in_schema=False)
     app.add_exception_handler(RungError, _rung_error)
     app.add_exception_handler(RequestValidationError, _wrong_body)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(Guard, state=state)
     return app
+
+
+async def _home(request: Request) -> RedirectResponse:
+    """Where a person begins: at the chat, or at the runs where no model is served."""
+    return RedirectResponse("/chat" if request.app.state.rung.expects_models else "/runs")
 
 
 async def _rung_error(request: Request, error: Exception) -> JSONResponse:

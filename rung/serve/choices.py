@@ -91,7 +91,8 @@ def text_logprobs(tokens: Sequence[ShownToken], tokenizer: Tokenizer, *, offset:
     likeliest. None: the first token of a text has nothing before it.
     """
     table = vocabulary_bytes(tokenizer)
-    offsets, tops = [], []
+    offsets: list[int] = []
+    tops: list[dict[str, float] | None] = []
     for shown in tokens:
         offsets.append(offset)
         offset += len(shown.text)

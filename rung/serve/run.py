@@ -59,7 +59,7 @@ def check_binding(host: str, keys: tuple[str, ...]) -> None:
 
 def serve(
     state: ServerState,
-    load: Callable[[], Service],
+    load: Callable[[], Service | None],
     *,
     listening: socket.socket,
     names: Mapping[str, str],
@@ -92,7 +92,8 @@ def serve(
             server.should_exit = True
             return
         state.service = service
-        watcher.start()
+        if service is not None:
+            watcher.start()
         if not state.closing:
             ready()
 

@@ -27,7 +27,8 @@ class Settings:
     """Limits and switches of a server; sizes in bytes, times in seconds.
 
     api_keys: any of them opens the server; none: it is open, which is for loopback only.
-    max_choices: answers that one request may ask for (prompts x n).
+    max_choices: answers that one request may ask for (prompts x n). collect_feedback: whether the
+    chat page asks what people think of answers, and keeps it.
     """
 
     host: str = "127.0.0.1"
@@ -37,17 +38,22 @@ class Settings:
     ping_seconds: float = 15.0
     poll_seconds: float = 2.0
     drain_seconds: float = 60.0
+    collect_feedback: bool = True
 
 
 @dataclass
 class ServerState:
-    """service is None while the models are loaded; closing: finish what runs, take nothing new."""
+    """service is None while the models are loaded; closing: finish what runs, take nothing new.
+
+    expects_models: False where only the pages are served.
+    """
 
     store: Store
     settings: Settings = field(default_factory=Settings)
     service: Service | None = None
     traffic: TrafficLog | None = None
     closing: bool = False
+    expects_models: bool = True
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(lambda: self.service)
@@ -61,6 +67,9 @@ class ServerState:
         """The service; ApiError 503 while there is none, or none any more."""
         if self.closing:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=2)
+        if not self.expects_models:
+            message = "no model is served here, only the pages; start with `rung serve NAME`"
+            raise ApiError(404, message, code="model_not_found", param="model")
         if self.service is None:
             raise ApiError(503, "the model is being loaded", code="loading", retry_after=2)
         return self.service

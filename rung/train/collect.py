@@ -235,7 +235,7 @@ def rank(
     judged = annotator.judge(row["id"], [g.value for g in graded], [g.flags for g in graded])
     return Ranking(
         id=row["id"],
-        prompt=list(_question(row)),
+        prompt=[dict(turn) for turn in _question(row)],
         answers=[answer["text"] for answer in distinct],
         stopped=[answer["stopped"] for answer in distinct],
         ranks=judged.ranks,
