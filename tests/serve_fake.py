@@ -291,6 +291,17 @@ class FakeService:
             self.running.remove(request)
 
 
+class _Both:
+    """A connection ends when its answer is closed, too."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
 class Client:
     """Plain HTTP, as little as it takes."""
 
@@ -312,7 +323,7 @@ class Client:
             method or ("GET" if data is None else "POST"), path, data, {**own, **(headers or {})}
         )
         response = connection.getresponse()
-        response.connection = connection  # type: ignore[attr-defined]
+        response.connection = _Both(response, connection)  # type: ignore[attr-defined]
         return response
 
     def json(self, path: str, body: Any = None, *, status: int = 200, **more: Any) -> Any:
@@ -340,12 +351,14 @@ class Client:
     def events(self, path: str, body: Any, **more: Any) -> Iterator[Any]:
         """Events of a stream as they come; the last is the text [DONE]."""
         response = self.send(path, {**body, "stream": True}, **more)
-        assert response.status == 200, response.read()
-        for line in response:
-            if line.startswith(b"data: "):
-                data = line[6:].strip()
-                yield "[DONE]" if data == b"[DONE]" else json.loads(data)
-        response.connection.close()  # type: ignore[attr-defined]
+        try:
+            assert response.status == 200, response.read()
+            for line in response:
+                if line.startswith(b"data: "):
+                    data = line[6:].strip()
+                    yield "[DONE]" if data == b"[DONE]" else json.loads(data)
+        finally:
+            response.connection.close()  # type: ignore[attr-defined]
 
 
 @contextmanager
