@@ -87,15 +87,16 @@ def serve(
         host=host,
         api_keys=keys,
         max_body_bytes=round(max_body_mb * 1e6),
+        max_choices=min(256, max_queue + max_rows),  # more could never be taken
         drain_seconds=drain_seconds,
         collect_feedback=feedback,
     )
-    listening = open_port(host, port)
     traffic = None
     if log_traffic:
         traffic = open_traffic(
             opened, slow_seconds=slow_seconds, low_reward=low_reward, reward=reward
         )
+    listening = open_port(host, port)
     state = ServerState(opened, settings, traffic=traffic, expects_models=bool(found))
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listening.getsockname()[1]}"

@@ -291,6 +291,17 @@ class FakeService:
             self.running.remove(request)
 
 
+class _Both:
+    """A connection ends when its answer is closed, too."""
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
 class Client:
     """Plain HTTP, as little as it takes."""
 
@@ -305,14 +316,14 @@ class Client:
         method: str = "",
         headers: dict[str, str] | None = None,
     ) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         own = {"Content-Type": "application/json"} if data is not None else {}
         connection.request(
             method or ("GET" if data is None else "POST"), path, data, {**own, **(headers or {})}
         )
         response = connection.getresponse()
-        response.connection = connection  # type: ignore[attr-defined]
+        response.connection = _Both(response, connection)  # type: ignore[attr-defined]
         return response
 
     def json(self, path: str, body: Any = None, *, status: int = 200, **more: Any) -> Any:
@@ -321,6 +332,13 @@ class Client:
         response.connection.close()  # type: ignore[attr-defined]
         assert response.status == status, (response.status, content)
         return json.loads(content)
+
+    def ask(self, path: str, body: Any) -> http.client.HTTPConnection:
+        """Send a request and read nothing; closing the connection is going away."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", path, json.dumps(body), headers)
+        return connection
 
     def error(self, path: str, body: Any, *, status: int, **more: Any) -> Any:
         """The error of a request, after a look at its shape."""
@@ -333,12 +351,14 @@ class Client:
     def events(self, path: str, body: Any, **more: Any) -> Iterator[Any]:
         """Events of a stream as they come; the last is the text [DONE]."""
         response = self.send(path, {**body, "stream": True}, **more)
-        assert response.status == 200, response.read()
-        for line in response:
-            if line.startswith(b"data: "):
-                data = line[6:].strip()
-                yield "[DONE]" if data == b"[DONE]" else json.loads(data)
-        response.connection.close()  # type: ignore[attr-defined]
+        try:
+            assert response.status == 200, response.read()
+            for line in response:
+                if line.startswith(b"data: "):
+                    data = line[6:].strip()
+                    yield "[DONE]" if data == b"[DONE]" else json.loads(data)
+        finally:
+            response.connection.close()  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -380,7 +400,7 @@ def serving(
     service.close(drain_seconds=0)
 
 
-def until(condition: Any, *, seconds: float = 20) -> None:
+def until(condition: Any, *, seconds: float = 200) -> None:
     """Wait for `condition`; its truth is what is tested, not how soon it comes."""
     end = time.monotonic() + seconds
     while not condition():

@@ -158,25 +158,28 @@ def test_openai_async(url):
     assert asyncio.run(ask()) == ANSWER
 
 
-def langchain(url, **more):
-    return ChatOpenAI(model="fake/chat", base_url=url, api_key=KEY, temperature=0, **more)
+@pytest.fixture
+def known(url):
+    """What LangChain's classes are given; their own HTTP client is never closed."""
+    with openai.DefaultHttpxClient() as http:
+        yield {"model": "fake/chat", "base_url": url, "api_key": KEY, "http_client": http}
 
 
-def test_langchain_chat_and_stream(url):
-    model = langchain(url, max_tokens=50)
+def test_langchain_chat_and_stream(known):
+    model = ChatOpenAI(**known, temperature=0, max_tokens=50)
     answer = model.invoke("hello")
     assert answer.content == ANSWER
     assert answer.usage_metadata["output_tokens"] > 5
     assert answer.response_metadata["finish_reason"] == "stop"
-    parts = list(langchain(url, stream_usage=True).stream("hello"))
+    parts = list(ChatOpenAI(**known, temperature=0, stream_usage=True).stream("hello"))
     assert "".join(part.content for part in parts) == ANSWER
     assert any(part.usage_metadata for part in parts)
     batch = model.batch(["hello", "EURO"])
     assert [answer.content for answer in batch] == [ANSWER, LINES["EURO"]]
 
 
-def test_langchain_tools(url):
-    bound = langchain(url).bind_tools([TOOL])
+def test_langchain_tools(known):
+    bound = ChatOpenAI(**known, temperature=0).bind_tools([TOOL])
     call = bound.invoke("ONE CALL").tool_calls[0]
     assert (call["name"], call["args"]) == ("get_weather", {"city": "Oslo"})
     whole = None
@@ -190,9 +193,9 @@ class Weather(BaseModel):
 
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
-def test_langchain_structured_output(url, method):
-    pytest.importorskip("rung.engine.constraint", reason="the engine's grammars are not here yet")
-    found = langchain(url).with_structured_output(Weather, method=method, include_raw=True)
+def test_langchain_structured_output(known, method):
+    model = ChatOpenAI(**known, temperature=0)
+    found = model.with_structured_output(Weather, method=method, include_raw=True)
     answer = found.invoke("hello")
     if method == "json_mode":  # any object: whether it has the field is the model's affair
         assert isinstance(json.loads(answer["raw"].content), dict)
@@ -200,22 +203,21 @@ def test_langchain_structured_output(url, method):
         assert isinstance(answer["parsed"], Weather), answer
 
 
-def test_langchain_completions_and_embeddings(url):
-    text = OpenAI(model="fake/chat", base_url=url, api_key=KEY, temperature=0, max_tokens=99)
+def test_langchain_completions_and_embeddings(known):
+    text = OpenAI(**known, temperature=0, max_tokens=99)
     assert text.invoke("hello") == ANSWER
-    known = {"model": "fake/chat", "base_url": url, "api_key": KEY}
     vectors = OpenAIEmbeddings(**known, check_embedding_ctx_length=False)
     assert len(vectors.embed_query("hello")) == 8
 
 
-def test_langchain_is_told_to_send_texts_for_embeddings(url, monkeypatch):
+def test_langchain_is_told_to_send_texts_for_embeddings(known, monkeypatch):
     """By default it sends ids of OpenAI's vocabulary (here by hand: its files are not here)."""
     from langchain_openai.embeddings.base import OpenAIEmbeddings as Embeddings
 
     monkeypatch.setattr(
         Embeddings, "_tokenize", lambda self, texts, size: ([0], [[15339, 1917]], [0], [2])
     )
-    vectors = OpenAIEmbeddings(model="fake/chat", base_url=url, api_key=KEY)
+    vectors = OpenAIEmbeddings(**known)
     with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
         vectors.embed_query("hello world")
 

@@ -440,7 +440,6 @@ def test_11_what_cannot_be_done_is_said(client):
     "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
 )
 def test_11_a_forced_call_is_a_call_of_the_schema(client, choice):
-    pytest.importorskip("rung.engine.constraint", reason="the engine's grammars are not here yet")
     body = chat(tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False)
     answer = client.json(CHAT, body)["choices"][0]
     assert answer["finish_reason"] == "tool_calls"
@@ -453,7 +452,6 @@ def test_11_a_forced_call_is_a_call_of_the_schema(client, choice):
 
 
 def test_11_strict_makes_calls_in_free_text_fit_their_schema(client):
-    pytest.importorskip("rung.engine.constraint", reason="the engine's grammars are not here yet")
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
     answer = client.json(CHAT, chat("BROKEN CALL", tools=[strict]))["choices"][0]["message"]
     assert answer["tool_calls"][0]["function"]["name"] == "get_weather"
@@ -461,7 +459,6 @@ def test_11_strict_makes_calls_in_free_text_fit_their_schema(client):
 
 
 def test_11_parallel_tool_calls_false_is_one_call_at_most(client):
-    pytest.importorskip("rung.engine.constraint", reason="the engine's grammars are not here yet")
     body = chat("TWO CALLS", tools=[WEATHER], parallel_tool_calls=False)
     choice = client.json(CHAT, body)["choices"][0]
     assert choice["message"]["content"] == "I look twice."
@@ -471,7 +468,6 @@ def test_11_parallel_tool_calls_false_is_one_call_at_most(client):
 
 
 def test_12_response_format(client):
-    pytest.importorskip("rung.engine.constraint", reason="the engine's grammars are not here yet")
     plain = client.json(CHAT, chat(response_format={"type": "json_object"}))["choices"][0]
     assert isinstance(json.loads(plain["message"]["content"]), dict)
     schema = {

@@ -74,8 +74,8 @@ def chat_logprobs(tokens: Sequence[ShownToken], tokenizer: Tokenizer) -> Json:
             "logprob": _finite(shown.token.logprob),
             "bytes": list(shown.token.raw),
             "top_logprobs": [
-                {"token": shown_bytes(table[i]), "logprob": _finite(value), "bytes": list(table[i])}
-                for i, value in shown.token.top
+                {"token": shown_bytes(raw), "logprob": _finite(value), "bytes": list(raw)}
+                for raw, value in ((_spell(table, i), value) for i, value in shown.token.top)
             ],
         }
         for shown in tokens
@@ -101,7 +101,7 @@ def text_logprobs(tokens: Sequence[ShownToken], tokenizer: Tokenizer, *, offset:
             continue
         top: dict[str, float] = {}
         for i, value in (*shown.token.top, (shown.token.id, shown.token.logprob)):
-            top.setdefault(shown_bytes(table[i]), _finite(value))
+            top.setdefault(shown_bytes(_spell(table, i)), _finite(value))
         tops.append(top)
     return {
         "tokens": [shown.text for shown in tokens],
@@ -112,6 +112,11 @@ def text_logprobs(tokens: Sequence[ShownToken], tokenizer: Tokenizer, *, offset:
         "top_logprobs": tops,
         "text_offset": offsets,
     }
+
+
+def _spell(table: Sequence[bytes], token: int) -> bytes:
+    """A model can have more rows than its tokenizer has ids: such a token spells nothing."""
+    return table[token] if token < len(table) else b""
 
 
 def _finite(value: float | None) -> float:

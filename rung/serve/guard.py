@@ -4,6 +4,7 @@ Plain ASGI: a middleware that wraps requests in objects would stand between a cl
 away and the slot it should free.
 """
 
+import asyncio
 import json
 import secrets
 import sys
@@ -70,6 +71,9 @@ class _Passage:
             await self.guard.app(scope, self.receive, self.send)
         except ApiError as error:
             await self._refuse(error)
+        except asyncio.CancelledError:  # uvicorn does, to what outlasts the time to drain
+            if not state.closing:
+                raise
         except Exception as error:
             # The frames say where; the message could quote a prompt.
             frames = "".join(traceback.format_tb(error.__traceback__))

@@ -49,6 +49,7 @@ def plan_chat(state: ServerState, body: ChatRequest) -> Plan:
     tokenizer = state.engine.tokenizer(model.name)
     _refuse_of_chat(body)
     check_shared(body)
+    check_choices(state, prompts=1, answers=body.n or 1, param="n")
     functions, choice = read_tools(body)
     told = chat_prompt(tokenizer, body.messages, functions=functions)
     check_length(told.ids, model, param="messages")
@@ -87,13 +88,7 @@ def plan_completions(state: ServerState, body: CompletionRequest) -> Plan:
         )
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     prompts = _prompts(tokenizer, body.prompt)
-    most = state.settings.max_choices
-    if len(prompts) * max(n, best_of) > most:
-        raise bad_value(
-            f"{len(prompts)} prompts x {max(n, best_of)} answers are more than the {most} that one "
-            "request may ask for; send several requests",
-            param="prompt",
-        )
+    check_choices(state, prompts=len(prompts), answers=max(n, best_of), param="prompt")
     orders = []
     for ids in prompts:
         check_length(ids, model, param="prompt")
@@ -111,6 +106,17 @@ def plan_completions(state: ServerState, body: CompletionRequest) -> Plan:
         )
     logged = prompts if state.traffic is not None else []
     return Plan(model, tokenizer, orders, "\n".join(map(tokenizer.decode, logged)))
+
+
+def check_choices(state: ServerState, *, prompts: int, answers: int, param: str) -> None:
+    """ApiError where a request asks for more than could ever be taken at once."""
+    most = state.settings.max_choices
+    if prompts * answers > most:
+        raise bad_value(
+            f"{prompts} prompts x {answers} answers are more than the {most} that one request may "
+            "ask for; send several requests",
+            param=param,
+        )
 
 
 def check_shared(body: Sampled) -> None:
