@@ -80,7 +80,7 @@ def _highlight(code: str, language: str, attributes: str) -> str:
     except ClassNotFound:  # an older Pygments knows fewer
         return ""
     html: str = highlight(code, lexer, HtmlFormatter(nowrap=True, classprefix="hl-"))
-    return html
+    return html if code.endswith("\n") else html.removesuffix("\n")  # it ends every line
 
 
 _TAGS = (
