@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
-from rung.serve import lineage, reports, runs
+from rung.serve import artefacts, lineage, reports, runs
 from rung.serve.html import STATIC
 from rung.store.store import Store
 
@@ -25,7 +25,7 @@ def pages_app(store: Store, service: Any = None) -> FastAPI:
     """Routers, static files and the policy that the server puts on every page."""
     app = FastAPI()
     app.state.rung = SimpleNamespace(store=store, service=service)
-    for room in (runs, lineage, reports):
+    for room in (runs, lineage, artefacts, reports):
         app.include_router(room.router)
     app.mount("/static", StaticFiles(directory=STATIC))
 

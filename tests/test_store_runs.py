@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from rung.store.catalogue import Catalogue
 from rung.store.curves import Curves, thin
 from rung.store.journal import Journal
 from rung.store.runlog import RunLog, read_metrics
-from rung.store.runs import find_run, read_runs, unfinished
+from rung.store.runs import Run, find_run, read_runs, unfinished
 from rung.store.store import Store
 
 ABOUT = {"name": "r/base", "stage": "train", "kind": "model", "config": {"lr": 1}, "parents": {}}
@@ -51,7 +52,7 @@ def change(path: Path, **values):
 
 
 def only(store):
-    (run,) = unfinished(Catalogue(store))
+    (run,) = unfinished(Catalogue(store).view())
     return run
 
 
@@ -60,8 +61,8 @@ def only(store):
 
 def test_done_runs_come_from_the_notes_of_their_artefacts(tmp_path):
     store = build(tmp_path)
-    catalogue = Catalogue(store)
-    runs = {run.name: run for run in read_runs(catalogue)}
+    view = Catalogue(store).view()
+    runs = {run.name: run for run in read_runs(view)}
     assert set(runs) == {"ladder/text", "ladder/base", "ladder/other", "ladder/scores"}
     base = runs["ladder/base"]
     artefact = store.open("base")
@@ -70,20 +71,20 @@ def test_done_runs_come_from_the_notes_of_their_artefacts(tmp_path):
     assert base.seconds == artefact.notes["seconds"]
     assert base.has_metrics
     assert not runs["ladder/text"].has_metrics
-    assert find_run(catalogue, base.key[:12]) == base
-    assert find_run(catalogue, "0" * 12) is None
-    assert find_run(catalogue, "../../etc") is None
+    assert find_run(view, base.key[:12]) == base
+    assert find_run(view, "0" * 12) is None
+    assert find_run(view, "../../etc") is None
 
 
 def test_a_committed_run_keeps_its_journal_and_no_work_is_left(tmp_path):
     store = build(tmp_path)
-    base = next(r for r in read_runs(Catalogue(store)) if r.name == "ladder/base")
+    base = next(r for r in read_runs(Catalogue(store).view()) if r.name == "ladder/base")
     status = json.loads((base.folder / "status.json").read_text())
     assert status["state"] == "finished"
     about = json.loads((base.folder / "stage.json").read_text())
     assert about["name"] == "ladder/base"
     assert about["config"] == dict(store.open("base").config)
-    assert unfinished(Catalogue(store)) == []
+    assert unfinished(Catalogue(store).view()) == []
 
 
 # what is not
@@ -104,6 +105,26 @@ def test_a_stage_at_work_says_how_far_it_is(tmp_path):
     assert run.figures == {"loss": 2.5, "reward": "nan"}
     assert (run.seconds, run.memory_gb, run.peak_gb) == (12, 1.5, 2)
     assert [line["text"] for line in run.said()] == ["held-out loss 2.4"]
+
+
+def test_the_rest_is_told_by_the_pace_of_this_session():
+    # resumed at 20; 10 more took 5 s, so 70 to go take 35 s
+    run = Run(
+        key="",
+        name="",
+        stage="",
+        kind="",
+        state="running",
+        folder=Path(),
+        begun=(20, 1000.0),
+        done=30,
+        total=100,
+        updated=1005.0,
+    )
+    assert run.seconds_left == pytest.approx(35)
+    assert replace(run, begun=None).seconds_left is None
+    assert replace(run, done=20).seconds_left is None
+    assert replace(run, state="silent").seconds_left is None
 
 
 def test_updates_are_written_once_a_second_at_most(tmp_path):
@@ -133,7 +154,7 @@ def test_every_end_is_told_apart(tmp_path):
     change(folder / "status.json", state="running")
     assert only(store).state == "running"
     later = time.time() + 60
-    assert [r.state for r in unfinished(Catalogue(store), now=later)] == ["silent"]
+    assert [r.state for r in unfinished(Catalogue(store).view(), now=later)] == ["silent"]
 
 
 def test_a_killed_process_is_seen_at_once_here_and_by_its_silence_elsewhere(tmp_path):
@@ -181,7 +202,7 @@ def test_work_of_older_versions_and_garbled_journals_are_passed_over(tmp_path):
         (folder / "status.json").write_text("{torn")
         assert only(store).state == "running"
         (folder / "stage.json").write_text("[]")
-        assert unfinished(Catalogue(store)) == []
+        assert unfinished(Catalogue(store).view()) == []
 
 
 def test_a_journal_on_a_full_disk_ends_nothing(tmp_path, monkeypatch):
@@ -208,27 +229,29 @@ def test_the_catalogue_sees_what_comes_and_goes_and_reads_nothing_twice(tmp_path
     store = build(tmp_path)
     catalogue = Catalogue(store)
     base = store.open("base")
-    assert set(catalogue.artefacts()) == set(store.ids())
-    assert {a.id for _, a in catalogue.children(base.id)} == {store.open("scores").id}
+    view = catalogue.view()
+    assert set(view.artefacts) == set(store.ids())
+    assert {a.id for _, a in view.children(base.id)} == {store.open("scores").id}
     read, real = [], module.read_manifest
     monkeypatch.setattr(module, "read_manifest", lambda p: read.append(p) or real(p))
-    assert len(catalogue.artefacts()) == 4
+    assert len(catalogue.view().artefacts) == 4
     assert read == []
     build(tmp_path, "base.seed=9")
-    assert len(catalogue.artefacts()) == 6  # another base, other scores
+    assert len(catalogue.view().artefacts) == 6  # another base, other scores
+    assert len(view.artefacts) == 4  # a view is one moment
     assert len(read) == 2
-    assert catalogue.names_of(base.id) == []
-    assert catalogue.title(base.id) == "base"
-    assert catalogue.recipes() == ["ladder"]
+    assert catalogue.view().names_of(base.id) == []
+    assert catalogue.view().title(base.id) == "base"
+    assert catalogue.view().recipes() == ["ladder"]
 
 
 def test_an_unreadable_manifest_is_named_not_fatal(tmp_path):
     store = build(tmp_path)
     base = store.open("base")
     (base.path / "manifest.json").write_text("{}")
-    catalogue = Catalogue(store)
-    assert base.id not in catalogue.artefacts()
-    assert "damaged" in catalogue.unreadable[base.id]
+    view = Catalogue(store).view()
+    assert base.id not in view.artefacts
+    assert "damaged" in view.unreadable[base.id]
 
 
 # curves

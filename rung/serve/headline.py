@@ -6,25 +6,25 @@ from typing import Any
 from rung.evals.numerals import amount
 from rung.serve.show import number
 from rung.store.artefact import Artefact
-from rung.store.catalogue import Catalogue
+from rung.store.catalogue import View
 
 _TAUGHT = ("sft", "dpo", "ipo", "apo", "simpo", "orpo", "kto", "ppo", "grpo")
 
 
-def headline(artefact: Artefact, catalogue: Catalogue) -> str:
+def headline(artefact: Artefact, view: View) -> str:
     """ "1.03 bits per byte", "13,876 rows", ...; "" where the notes say nothing."""
     if artefact.kind == "model":
-        return _of_model(artefact, catalogue)
+        return _of_model(artefact, view)
     figures = {**(artefact.notes.get("figures") or {})}
     counts = {**(artefact.notes.get("counts") or {})}
     found = _BY_KIND.get(artefact.kind, _nothing)(figures, counts)
     return found or ""
 
 
-def _of_model(model: Artefact, catalogue: Catalogue) -> str:
+def _of_model(model: Artefact, view: View) -> str:
     """What its evaluations say, else what its training saw last, else its size."""
     best: Mapping[str, Any] = {}
-    for role, child in catalogue.children(model.id):
+    for role, child in view.children(model.id):
         figures = child.notes.get("figures") or {}
         if role == "model" and child.stage == "evaluate" and len(figures) > len(best):
             best = figures

@@ -1,276 +1,54 @@
-"""/lineage: the ladder as a picture; /artefacts: one artefact, what it is, made of and good for."""
+"""/lineage: the ladder as a picture, from text to the served model."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from collections.abc import Sequence
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
 
-from rung.evals.side_by_side import SampleRow, fixed_samples
-from rung.serve import show
-from rung.serve.headline import headline
 from rung.serve.html import render_page
 from rung.serve.page_route import PageRoute
-from rung.serve.picture import MAX_BOXES, Picture, family, make_picture
-from rung.serve.reports import report_of
-from rung.serve.shelf import Shelf, Verdict, shelf_of
-from rung.store.artefact import Artefact
+from rung.serve.picture import MAX_BOXES, family, make_picture
+from rung.serve.shelf import served_models, shelf_of
 from rung.store.catalogue import built_at
-from rung.store.manifest import find_damage
-from rung.store.runs import Run, finished, unfinished
-
-PAGE = 100  # artefacts on one page of the list
-_PREVIEW = 16_384  # bytes of a file that are shown
+from rung.store.runs import Run, unfinished
 
 router = APIRouter(route_class=PageRoute)
-
-
-@dataclass(frozen=True)
-class Kin:
-    """A parent or child. artefact is None where it is not in this store."""
-
-    role: str
-    id: str
-    title: str
-    artefact: Artefact | None
-    line: str
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The beginning of a text file; cut: there is more."""
-
-    name: str
-    text: str
-    cut: bool
-
-
-@dataclass(frozen=True)
-class ArtefactPage:
-    """Everything the page of one artefact shows."""
-
-    artefact: Artefact
-    title: str
-    names: list[str]
-    line: str
-    run: Run
-    figures: list[tuple[str, Any]]
-    counts: list[tuple[str, Any]]
-    config: list[tuple[str, Any]]
-    notes: list[tuple[str, Any]]
-    parents: list[Kin]
-    children: list[Kin]
-    damage: list[str]
-    verdict: Verdict | None
-    samples: list[SampleRow]
-    previews: list[Preview]
-    picture: Picture
-    recipes: list[str]
-
-    @property
-    def size(self) -> int:
-        return sum(entry.size for entry in self.artefact.files.values())
 
 
 @router.get("/lineage", response_class=HTMLResponse)
 def show_lineage(request: Request, of: str = "", evaluations: bool = False) -> str:
     """of: a recipe, or an artefact by name or id; the recipe that was named last without one."""
     shelf = shelf_of(request)
-    catalogue = shelf.catalogue
-    recipes = catalogue.recipes()
+    view = shelf.view()
+    recipes = view.recipes()
     if not of:
         of = recipes[0] if recipes else ""
     focus = ""
     if of in recipes:
-        ids = {id for name, id in catalogue.names().items() if name.startswith(f"{of}/")}
-        chosen = family(catalogue, sorted(ids), below=False)
+        ids = {id for name, id in view.names.items() if name.startswith(f"{of}/")}
+        chosen = family(view, sorted(ids), below=False)
     elif of:
         focus = shelf.artefact(of).id
-        chosen = family(catalogue, [focus], evaluations=evaluations)
+        chosen = family(view, [focus], evaluations=evaluations)
     else:
-        chosen = list(catalogue.artefacts().values())
+        chosen = list(view.artefacts.values())
     if of in recipes or not of:
         chosen = [a for a in chosen if evaluations or a.kind != "evaluation"]
-    runs = [run for run in unfinished(catalogue) if _belongs(run, of, recipes)]
+    runs = [run for run in unfinished(view) if _belongs(run, of, recipes)]
     chosen = sorted(chosen, key=lambda a: (a.id != focus, built_at(a)))
-    return _render(
+    return render_page(
         "lineage.html",
+        path="/lineage",
         of=of,
         recipes=recipes,
         evaluations=evaluations,
-        picture=make_picture(
-            catalogue, chosen, runs=runs, served=served_models(request), focus=focus
-        ),
+        picture=make_picture(view, chosen, runs=runs, served=served_models(request), focus=focus),
         max_boxes=MAX_BOXES,
         focus=focus,
     )
 
 
-@router.get("/artefacts", response_class=HTMLResponse)
-def list_artefacts(
-    request: Request, q: str = "", kind: str = "", page: Annotated[int, Query(ge=1)] = 1
-) -> str:
-    """All artefacts, newest first."""
-    catalogue = shelf_of(request).catalogue
-    known = catalogue.artefacts().values()
-    words = q.lower().split()
-    chosen = [
-        a
-        for a in sorted(known, key=lambda a: (built_at(a), a.id), reverse=True)
-        if (not kind or a.kind == kind)
-        and all(
-            w in f"{' '.join(catalogue.names_of(a.id))} {a.stage} {a.id}".lower() for w in words
-        )
-    ]
-    part = chosen[(page - 1) * PAGE : page * PAGE]
-    rows = [(a, catalogue.title(a.id), headline(a, catalogue)) for a in part]
-    return _render(
-        "artefacts.html",
-        rows=rows,
-        q=q,
-        kind=kind,
-        kinds=sorted({a.kind for a in known}),
-        total=len(chosen),
-        page=page,
-        pages=max(1, -(-len(chosen) // PAGE)),
-        unreadable=catalogue.unreadable,
-    )
-
-
-@router.get("/artefacts/{reference:path}", response_class=HTMLResponse)
-def show_artefact(request: Request, reference: str) -> str:
-    """One artefact, by name, entry name or the first digits of its id."""
-    shelf = shelf_of(request)
-    page = build_artefact_page(shelf, shelf.artefact(reference), served=served_models(request))
-    return _render("artefact.html", page=page)
-
-
-@router.post("/artefacts/{id}/verify")
-def verify(request: Request, id: str) -> RedirectResponse:
-    """Hash every file; the page then says what was found."""
-    shelf = shelf_of(request)
-    artefact = shelf.artefact(id)
-    shelf.verify(artefact)
-    return RedirectResponse(f"/artefacts/{artefact.id[:16]}#files", status_code=303)
-
-
-def served_models(request: Request) -> dict[str, str]:
-    """Name -> artefact id of what this process serves; nothing where it serves only pages."""
-    service = getattr(request.app.state.rung, "service", None)
-    return {} if service is None else {m.name: m.artefact_id for m in service.models()}
-
-
-def build_artefact_page(
-    shelf: Shelf, artefact: Artefact, *, served: Mapping[str, str]
-) -> ArtefactPage:
-    catalogue = shelf.catalogue
-    names = catalogue.names_of(artefact.id)
-    near = family(catalogue, [artefact.id], below=False)
-    below = [child for _, child in catalogue.children(artefact.id)]
-    below = [a for a in below if a.kind != "evaluation"]
-    drawn = {a.id: a for a in [artefact, *near, *below]}
-    notes = artefact.notes
-    return ArtefactPage(
-        artefact=artefact,
-        title=catalogue.title(artefact.id),
-        names=names,
-        line=headline(artefact, catalogue),
-        run=finished(catalogue, artefact),
-        figures=_named(shelf, notes.get("figures")),
-        counts=_rows(notes.get("counts")),
-        config=_rows(artefact.config),
-        notes=[(k, v) for k, v in _rows(notes) if not k.startswith(("figures.", "counts."))],
-        parents=[_kin(shelf, role, id) for role, id in artefact.parents.items()],
-        children=[_kin(shelf, role, a.id) for role, a in catalogue.children(artefact.id)],
-        damage=find_damage(artefact, full=False),
-        verdict=shelf.verdict(artefact.id),
-        samples=_samples(shelf, artefact),
-        previews=_previews(artefact),
-        picture=make_picture(catalogue, list(drawn.values()), served=served, focus=artefact.id),
-        recipes=sorted(
-            {n.split("/")[0] for n in names if report_of(shelf, n.split("/")[0]) is not None}
-        ),
-    )
-
-
-def _render(template: str, **context: Any) -> str:
-    return render_page(template, path="/lineage", show=show, **context)
-
-
-def _belongs(run: Run, of: str, recipes: list[str]) -> bool:
+def _belongs(run: Run, of: str, recipes: Sequence[str]) -> bool:
     """A run of another recipe is drawn with that one."""
     recipe = run.name.split("/")[0] if "/" in run.name else ""
     return recipe == of if of in recipes else True
-
-
-def _kin(shelf: Shelf, role: str, id: str) -> Kin:
-    catalogue = shelf.catalogue
-    artefact = catalogue.get(id)
-    line = headline(artefact, catalogue) if artefact is not None else "not in this store"
-    return Kin(role, id, catalogue.title(id), artefact, line)
-
-
-def _named(shelf: Shelf, figures: Any) -> list[tuple[str, Any]]:
-    """Figures as rows; a figure of a corpus is written with the corpus's name, not its id."""
-    found = []
-    for key, value in _rows(figures):
-        start, slash, end = key.partition("/")
-        if start == "bpb" and slash and len(end) == 12:
-            whole = [id for id in shelf.catalogue.artefacts() if id.startswith(end)]
-            end = shelf.catalogue.title(whole[0]) if len(whole) == 1 else end
-            key = f"bits per byte of {end}"
-        found.append((key, value))
-    return found
-
-
-def _rows(mapping: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as rows with dotted keys; lists as JSON, cut when long."""
-    found: list[tuple[str, Any]] = []
-    for key, value in (mapping or {}).items():
-        if isinstance(value, Mapping) and value:
-            found += _rows(value, f"{prefix}{key}.")
-        elif isinstance(value, (list, tuple, dict)):
-            text = json.dumps(value, ensure_ascii=False)
-            found.append((prefix + key, text if len(text) <= 400 else text[:400] + " ..."))
-        else:
-            found.append((prefix + key, value))
-    return found
-
-
-def _samples(shelf: Shelf, artefact: Artefact) -> list[SampleRow]:
-    """What a model wrote for its evaluations, or what an evaluation let its model write."""
-    of_model = [a for role, a in shelf.catalogue.children(artefact.id) if role == "model"]
-    evaluations = [artefact] if artefact.kind == "evaluation" else of_model
-    for one in evaluations:
-        if one.stage != "evaluate" or "evaluation.json" not in one.files:
-            continue
-        try:
-            result = json.loads(one.file("evaluation.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        title = shelf.catalogue.title(one.parents.get("model", one.id))
-        rows = [
-            *fixed_samples([(title, result)], "answers"),
-            *fixed_samples([(title, result)], "continuations"),
-        ]
-        if rows:
-            return rows
-    return []
-
-
-def _previews(artefact: Artefact) -> list[Preview]:
-    """The beginning of each text file: JSON and its lines; text models read, not weights."""
-    found = []
-    for name in artefact.files:
-        if not name.endswith((".json", ".jsonl", ".jinja", ".txt", ".md")):
-            continue
-        try:
-            with (artefact.path / name).open("rb") as file:
-                head = file.read(_PREVIEW + 1)
-        except OSError:
-            continue
-        text = head[:_PREVIEW].decode("utf-8", "replace")
-        found.append(Preview(name, text, len(head) > _PREVIEW))
-    return found

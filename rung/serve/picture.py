@@ -7,7 +7,7 @@ from rung.serve.headline import headline
 from rung.serve.layered import Sizes, draw
 from rung.serve.show import state
 from rung.store.artefact import Artefact
-from rung.store.catalogue import Catalogue
+from rung.store.catalogue import View
 from rung.store.runs import Run
 
 MAX_BOXES = 300
@@ -66,7 +66,7 @@ class Picture:
 
 
 def make_picture(
-    catalogue: Catalogue,
+    view: View,
     artefacts: Sequence[Artefact],
     *,
     runs: Sequence[Run] = (),
@@ -79,7 +79,7 @@ def make_picture(
     """
     shown = list(artefacts)[:MAX_BOXES]
     ids = {a.id for a in shown}
-    boxes = {a.id: _of_artefact(a, catalogue, focus=focus) for a in shown}
+    boxes = {a.id: _of_artefact(a, view, focus=focus) for a in shown}
     edges = [(parent, a.id) for a in shown for parent in a.parents.values() if parent in ids]
     for run in runs:
         above = [parent for parent in run.parents.values() if parent in ids]
@@ -99,7 +99,7 @@ def make_picture(
 
 
 def family(
-    catalogue: Catalogue,
+    view: View,
     ids: Collection[str],
     *,
     above: bool = True,
@@ -111,7 +111,7 @@ def family(
     Evaluations are left out unless asked for: there is one for every model, and they hide the
     rest. Those in `ids` stay.
     """
-    known = catalogue.artefacts()
+    known = view.artefacts
     found: dict[str, Artefact] = {id: known[id] for id in ids if id in known}
     for up in [True] * above + [False] * below:
         waiting = list(ids)
@@ -120,7 +120,7 @@ def family(
             node = known.get(waiting.pop(0))
             if node is None:
                 continue
-            near = node.parents.values() if up else [a.id for _, a in catalogue.children(node.id)]
+            near = node.parents.values() if up else [a.id for _, a in view.children(node.id)]
             for id in near:
                 skip = id not in known or (known[id].kind == "evaluation" and not evaluations)
                 if id not in seen and not skip:
@@ -130,9 +130,9 @@ def family(
     return list(found.values())
 
 
-def _of_artefact(artefact: Artefact, catalogue: Catalogue, *, focus: str) -> Box:
-    title = catalogue.title(artefact.id)
-    line = headline(artefact, catalogue)
+def _of_artefact(artefact: Artefact, view: View, *, focus: str) -> Box:
+    title = view.title(artefact.id)
+    line = headline(artefact, view)
     return Box(
         id=artefact.id,
         href=f"/artefacts/{artefact.id[:16]}",

@@ -31,7 +31,7 @@ router = APIRouter(route_class=PageRoute)
 def list_reports(request: Request) -> str:
     """Recipes, and the reports that were made of them."""
     shelf = shelf_of(request)
-    recipes = shelf.catalogue.recipes()
+    recipes = shelf.view().recipes()
     rows = [(recipe, _made(shelf, recipe), _is_stale(shelf, recipe)) for recipe in recipes]
     return render_page("reports.html", path="/runs", rows=rows, show=show)
 
@@ -54,8 +54,8 @@ def make_report(request: Request, recipe: str) -> RedirectResponse:
     from rung.evals.report import write_report  # plotly and numpy, for this alone
 
     shelf = shelf_of(request)
-    store = shelf.catalogue.store
-    if recipe not in shelf.catalogue.recipes():
+    store = shelf.store
+    if recipe not in shelf.view().recipes():
         raise HTTPException(404, f"no recipe {recipe!r:.80} in this store")
     try:
         title, names = recipe_artefacts(store, recipe)
@@ -87,14 +87,14 @@ _JS = "text/javascript"
 
 def report_of(shelf: Shelf, recipe: str) -> Path | None:
     """The file of the report of a recipe, where one was made."""
-    if recipe not in shelf.catalogue.recipes():  # nothing but a known name becomes a path
+    if recipe not in shelf.view().recipes():  # nothing but a known name becomes a path
         return None
     path = _path(shelf, recipe)
     return path if path.is_file() else None
 
 
 def _path(shelf: Shelf, recipe: str) -> Path:
-    return shelf.catalogue.store.root / "reports" / f"{recipe}.html"
+    return shelf.store.root / "reports" / f"{recipe}.html"
 
 
 def _made(shelf: Shelf, recipe: str) -> float | None:
@@ -105,7 +105,7 @@ def _made(shelf: Shelf, recipe: str) -> float | None:
 def _is_stale(shelf: Shelf, recipe: str) -> bool:
     """Whether a name of the recipe was set after its report was made."""
     made = _made(shelf, recipe)
-    return made is not None and made < shelf.catalogue.store.named_at(f"{recipe}/")
+    return made is not None and made < shelf.store.named_at(f"{recipe}/")
 
 
 @cache

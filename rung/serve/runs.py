@@ -9,10 +9,12 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from rung.serve import show
+from rung.serve.headline import headline
 from rung.serve.html import render_page
 from rung.serve.page_route import PageRoute
 from rung.serve.panels import AXES, Panel, panels_of
 from rung.serve.shelf import Shelf, shelf_of
+from rung.store.catalogue import View
 from rung.store.curves import Line
 from rung.store.runs import Run, read_runs
 
@@ -56,7 +58,8 @@ def list_runs(
     request: Request, q: str = "", stage: str = "", page: Annotated[int, Query(ge=1)] = 1
 ) -> str:
     """The table of runs, newest first; q: part of a name, stage or id."""
-    runs = read_runs(shelf_of(request).catalogue)
+    view = shelf_of(request).view()
+    runs = read_runs(view)
     stages = sorted({run.stage for run in runs})
     words = q.lower().split()
     chosen = [
@@ -67,7 +70,7 @@ def list_runs(
     return _render(
         "runs.html",
         active=_at_work(runs),
-        runs=chosen[(page - 1) * PAGE : page * PAGE],
+        runs=[(run, _line_of(view, run)) for run in chosen[(page - 1) * PAGE : page * PAGE]],
         total=len(chosen),
         page=page,
         pages=max(1, -(-len(chosen) // PAGE)),
@@ -81,7 +84,7 @@ def list_runs(
 @router.get("/active", response_class=HTMLResponse)
 def active_runs(request: Request) -> HTMLResponse:
     """The part of the page that lives: asked for every few seconds."""
-    runs = read_runs(shelf_of(request).catalogue)
+    runs = read_runs(shelf_of(request).view())
     html = _render("_active.html", active=_at_work(runs))
     return HTMLResponse(html, headers=_LIVE)
 
@@ -138,13 +141,13 @@ def compare_runs(request: Request, run: RunKeys) -> str:
 def show_run(request: Request, key: str) -> str:
     """One run: how far it is, its curves, samples and what it said."""
     shelf = shelf_of(request)
-    run = shelf.run(key)
+    view, run = shelf.view(), shelf.run(key)
     others = [
         r
-        for r in read_runs(shelf.catalogue)
+        for r in read_runs(view)
         if r.stage == run.stage and r.key != run.key and (r.active or r.has_metrics)
     ]
-    parents = [(role, id, shelf.catalogue.title(id)) for role, id in run.parents.items()]
+    parents = [(role, id, view.title(id)) for role, id in run.parents.items()]
     return _render(
         "run.html",
         run=run,
@@ -161,7 +164,7 @@ def show_run(request: Request, key: str) -> str:
 def show_texts(request: Request, key: str) -> HTMLResponse:
     """The part of a run's page that is text and lives: state, samples, what was said."""
     run = shelf_of(request).run(key)
-    return HTMLResponse(_render("_texts.html", run=run), headers=_LIVE)
+    return HTMLResponse(_render("_live.html", run=run), headers=_LIVE)
 
 
 def _render(template: str, **context: Any) -> str:
@@ -190,6 +193,11 @@ def _runs_spec(shelf: Shelf, runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _line_of(view: View, run: Run) -> str:
+    artefact = view.artefacts.get(run.artefact or "")
+    return "" if artefact is None else headline(artefact, view)
 
 
 def _searched(run: Run) -> str:

@@ -30,14 +30,15 @@ class Shelf:
     """Of one application. Safe to share between the threads that answer requests."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
+        self.view = catalogue.view
+        self.store = catalogue.store
         self._curves: OrderedDict[str, Curves] = OrderedDict()
         self._verdicts: dict[str, Verdict] = {}
         self._lock = threading.Lock()
 
     def run(self, key: str) -> Run:
         """The run with this recipe key or beginning of one; 404 without one."""
-        run = find_run(self.catalogue, key)
+        run = find_run(self.view(), key)
         if run is None:
             raise HTTPException(404, f"no run {key!r:.80} in this store")
         return run
@@ -54,16 +55,16 @@ class Shelf:
 
     def artefact(self, reference: str) -> Artefact:
         """By name, entry name or beginning of an id; 404 with the store's own sentence."""
-        known = self.catalogue.get(reference)
-        if known is not None:
-            return known
+        view = self.view()
+        if reference in view.artefacts:
+            return view.artefacts[reference]
         try:
-            id = self.catalogue.store.resolve(reference)
+            id = self.store.resolve(reference)
         except ArtefactError as error:
             raise HTTPException(404, str(error)) from None
-        found = self.catalogue.get(id)
+        found = view.artefacts.get(id)
         if found is None:
-            why = self.catalogue.unreadable.get(id, "its manifest is gone")
+            why = view.unreadable.get(id, "its manifest is gone")
             raise HTTPException(404, f"{reference!r:.80} cannot be read: {why}")
         return found
 
@@ -85,3 +86,9 @@ def shelf_of(request: Request) -> Shelf:
             state.shelf = Shelf(Catalogue(state.rung.store))
     shelf: Shelf = state.shelf
     return shelf
+
+
+def served_models(request: Request) -> dict[str, str]:
+    """Name -> artefact id of what this process serves; nothing where it serves only pages."""
+    service = getattr(request.app.state.rung, "service", None)
+    return {} if service is None else {m.name: m.artefact_id for m in service.models()}

@@ -68,14 +68,9 @@ def state(run: Run) -> str:
     return _SAY[run.state]
 
 
-def left(run: Run, now: float | None = None) -> str:
+def left(run: Run) -> str:
     """About how long the task at hand still takes; "" when nobody can say."""
-    share = run.share
-    if run.state != "running" or not share or share >= 1:
-        return ""
-    begun = run.started
-    gone = (now or time.time()) - begun
-    return f"about {seconds(gone * (1 / share - 1))} left" if begun and gone > 3 else ""
+    return "" if run.seconds_left is None else f"about {seconds(run.seconds_left)} left"
 
 
 @cache

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rung.errors import ArtefactError
@@ -14,76 +15,63 @@ from rung.store.store import Store
 _REST = 2_000_000_000  # nanoseconds
 
 
-class Catalogue:
-    """Artefacts, names and children of a store, for a process that looks at it again and again.
+@dataclass(frozen=True)
+class View:
+    """A store at one moment. Not to be changed: threads share it.
 
-    Every call looks whether the folders changed (two stats) and reads what is new: 0.2 ms a
-    manifest, once. Safe to share between threads.
+    artefacts: by id. names: name -> id, sorted. unreadable: id -> what is wrong with its manifest.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._lock = threading.Lock()
-        self._artefacts: dict[str, Artefact] = {}
-        self._children: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        self._names: dict[str, str] = {}
-        self._called: dict[str, list[str]] = {}
-        self._of_key: dict[str, str] = {}
-        self._seen: dict[Path, int] = {}
-        self.unreadable: dict[str, str] = {}  # id -> what is wrong with its manifest
-
-    def artefacts(self) -> Mapping[str, Artefact]:
-        """Every readable artefact by id; not to be changed."""
-        with self._lock:
-            self._refresh()
-            return self._artefacts
-
-    def names(self) -> Mapping[str, str]:
-        """Every name and the id it stands for, sorted."""
-        with self._lock:
-            self._refresh()
-            return self._names
-
-    def get(self, id: str) -> Artefact | None:
-        return self.artefacts().get(id)
+    store: Store
+    artefacts: Mapping[str, Artefact] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    _children: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
+    _called: Mapping[str, list[str]] = field(default_factory=dict)
+    _of_key: Mapping[str, str] = field(default_factory=dict)
 
     def children(self, id: str) -> list[tuple[str, Artefact]]:
         """(role, artefact) of everything made from `id`, oldest first."""
-        known = self.artefacts()
-        found = [(role, known[child]) for role, child in self._children.get(id, [])]
+        found = [(role, self.artefacts[child]) for role, child in self._children.get(id, [])]
         return sorted(found, key=lambda pair: (built_at(pair[1]), pair[0]))
 
     def names_of(self, id: str) -> list[str]:
-        self.names()
         return self._called.get(id, [])
 
     def title(self, id: str) -> str:
         """The name to show: its first, else the entry that built it, else the start of the id."""
         if called := self.names_of(id):
             return called[0]
-        artefact = self._artefacts.get(id)
+        artefact = self.artefacts.get(id)
         return str(artefact.notes.get("entry") or id[:12]) if artefact else id[:12]
 
     def of_key(self, key: str) -> Artefact | None:
         """What the run with this recipe key built."""
-        known = self.artefacts()
-        return known.get(self._of_key.get(key, ""))
+        return self.artefacts.get(self._of_key.get(key, ""))
 
     def recipes(self) -> list[str]:
         """Names before a "/", the one that was named last first."""
-        found = sorted({name.split("/")[0] for name in self.names() if "/" in name})
+        found = sorted({name.split("/")[0] for name in self.names if "/" in name})
         return sorted(found, key=lambda recipe: -self.store.named_at(f"{recipe}/"))
 
-    def _refresh(self) -> None:
-        objects, names = self.store.root / "objects", self.store.root / "names"
-        if self._changed(objects):
-            self._read_new(set(self.store.ids()))
-        if self._changed(names):
-            self._names = self.store.names()
-            called: dict[str, list[str]] = defaultdict(list)
-            for name, id in self._names.items():
-                called[id].append(name)
-            self._called = dict(called)
+
+class Catalogue:
+    """Views of a store, for a process that looks at it again and again. Safe between threads."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._view = View(store)
+        self._seen: dict[Path, int] = {}
+
+    def view(self) -> View:
+        """The store now: two stats, and the new manifests where its folders changed."""
+        with self._lock:
+            objects, names = (self.store.root / folder for folder in ("objects", "names"))
+            came, named = self._changed(objects), self._changed(names)
+            if came or named:
+                self._view = self._look(came=came, named=named)
+            return self._view
 
     def _changed(self, folder: Path) -> bool:
         """Whether an entry of `folder` came, went or was replaced since the last call."""
@@ -96,22 +84,34 @@ class Catalogue:
             self._seen[folder] = now
         return True
 
-    def _read_new(self, ids: set[str]) -> None:
-        # A new mapping: whoever iterates over the old one in another thread is not disturbed.
-        fresh = {id: artefact for id, artefact in self._artefacts.items() if id in ids}
-        for id in sorted(ids - fresh.keys()):
-            try:
-                fresh[id] = read_manifest(self.store.root / "objects" / id)
-            except ArtefactError as error:
-                self.unreadable[id] = str(error)
+    def _look(self, *, came: bool, named: bool) -> View:
+        old = self._view
+        artefacts, unreadable = old.artefacts, old.unreadable
+        if came:
+            artefacts, unreadable = self._read(set(self.store.ids()), old.artefacts)
         children: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for id, artefact in fresh.items():
+        for id, artefact in artefacts.items():
             for role, parent in artefact.parents.items():
                 children[parent].append((role, id))
-        keys = {str(a.notes.get("recipe_key")): id for id, a in fresh.items()}
-        self._artefacts, self._children, self._of_key = fresh, children, keys
-        gone = self.unreadable.keys() - (ids - fresh.keys())
-        self.unreadable = {k: v for k, v in self.unreadable.items() if k not in gone}
+        names = self.store.names() if named else old.names
+        called: dict[str, list[str]] = defaultdict(list)
+        for name, id in names.items():
+            called[id].append(name)
+        keys = {str(a.notes.get("recipe_key")): id for id, a in artefacts.items()}
+        return View(self.store, artefacts, names, unreadable, dict(children), dict(called), keys)
+
+    def _read(
+        self, ids: set[str], known: Mapping[str, Artefact]
+    ) -> tuple[dict[str, Artefact], dict[str, str]]:
+        """(readable artefacts of `ids`, what is wrong with the others)."""
+        found = {id: artefact for id, artefact in known.items() if id in ids}
+        wrong = {}
+        for id in sorted(ids - found.keys()):
+            try:
+                found[id] = read_manifest(self.store.root / "objects" / id)
+            except ArtefactError as error:
+                wrong[id] = str(error)
+        return found, wrong
 
 
 def built_at(artefact: Artefact) -> str:

@@ -25,7 +25,10 @@ class Journal:
     status.json: replaced at most once a second, by renaming; not synced, for after a loss of
         power nobody runs any more.
         {"state": "running", "task": "pretrain", "done": 40, "total": 300, "unit": "step",
-         "figures": {"loss": 2.1}, "updated": 1760000050.0, "error": ""}
+         "figures": {"loss": 2.1}, "begun": [20, 1760000000.0], "updated": 1760000050.0,
+         "error": ""}
+        begun: how much was done at the first update of this session (of a resumed run: not
+        nothing) and when; the pace since says how long the rest takes.
     said.jsonl: a line a line said: {"time": 1760000000.0, "done": 40, "text": "..."}
 
     A journal that cannot be written (a full disk) is the stage's to report, never its end.
@@ -35,6 +38,7 @@ class Journal:
         self._run, self._inner, self._about = run, inner, about
         self._now: dict[str, Any] = {"task": "", "done": 0.0, "total": None, "unit": ""}
         self._figures: dict[str, float | str] = {}
+        self._begun: tuple[float, float] | None = None
         self._written = 0.0
 
     def __enter__(self) -> "Journal":
@@ -61,12 +65,13 @@ class Journal:
     def start(self, title: str, *, total: float | None = None, unit: str = "") -> None:
         self._inner.start(title, total=total, unit=unit)
         self._now = {"task": title, "done": 0.0, "total": total, "unit": unit}
-        self._figures = {}
+        self._figures, self._begun = {}, None
         self._write("running")
 
     def update(self, done: float, **figures: float | str) -> None:
         self._inner.update(done, **figures)
         self._now["done"], self._figures = done, figures
+        self._begun = self._begun or (done, time.time())
         if time.monotonic() - self._written >= _EVERY:
             self._write("running")
 
@@ -85,7 +90,7 @@ class Journal:
 
     def _write(self, state: str, *, error: str = "") -> None:
         figures = {name: _to_json(value) for name, value in self._figures.items()}
-        now = {"state": state, "updated": time.time(), "error": error}
+        now = {"state": state, "begun": self._begun, "updated": time.time(), "error": error}
         _replace(self._run / STATUS, {**now, **self._now, "figures": figures})
         self._written = time.monotonic()
 

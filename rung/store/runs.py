@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rung.store.artefact import Artefact
-from rung.store.catalogue import Catalogue, built_at
+from rung.store.catalogue import View, built_at
 from rung.store.journal import ABOUT, SAID, STATUS
 from rung.store.runlog import FILE, SAMPLES
 
@@ -28,6 +28,7 @@ class Run:
 
     key: its recipe key. name: what its artefact is or will be called. folder: where its records
     are. artefact: id, once it is done. total: None where nobody knows how much there is to do.
+    begun: (done, seconds since 1970) at the first update of this session.
     started, updated: seconds since 1970, 0 when unknown.
 
     running: it left a mark in the last seconds. saving: it ended well and its files are being
@@ -53,6 +54,7 @@ class Run:
     done: float = 0.0
     total: float | None = None
     unit: str = ""
+    begun: tuple[float, float] | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -68,6 +70,15 @@ class Run:
     def share(self) -> float | None:
         """Of the task at hand, 0 to 1."""
         return min(1.0, self.done / self.total) if self.total else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the task at hand, at the pace of this session; None when nobody can say."""
+        if self.state != "running" or not self.total or self.begun is None:
+            return None
+        before, then = self.begun
+        gone, made = self.updated - then, self.done - before
+        return gone / made * max(0.0, self.total - self.done) if made > 0 and gone > 0 else None
 
     @property
     def metrics(self) -> Path:
@@ -86,32 +97,32 @@ class Run:
         return read_tail(self.folder / SAMPLES, last)
 
 
-def read_runs(catalogue: Catalogue) -> list[Run]:
+def read_runs(view: View) -> list[Run]:
     """Those at work or left unfinished first, then what is done, each newest first."""
-    waiting = sorted(unfinished(catalogue), key=lambda run: -run.updated)
-    known = catalogue.artefacts().values()
+    waiting = sorted(unfinished(view), key=lambda run: -run.updated)
+    known = view.artefacts.values()
     done = sorted(known, key=lambda a: (built_at(a), a.id), reverse=True)
-    return waiting + [finished(catalogue, artefact) for artefact in done]
+    return waiting + [finished(view, artefact) for artefact in done]
 
 
-def find_run(catalogue: Catalogue, key: str) -> Run | None:
+def find_run(view: View, key: str) -> Run | None:
     """The run with this recipe key, or this beginning of one (at least 8 digits)."""
     if len(key) < 8 or not all(c in "0123456789abcdef" for c in key):
         return None
-    for run in unfinished(catalogue):
+    for run in unfinished(view):
         if run.key.startswith(key):
             return run
-    artefact = catalogue.of_key(key)
+    artefact = view.of_key(key)
     if artefact is None:
-        some = catalogue.artefacts().values()
+        some = view.artefacts.values()
         found = [a for a in some if str(a.notes.get("recipe_key")).startswith(key)]
         artefact = found[0] if len(found) == 1 else None
-    return None if artefact is None else finished(catalogue, artefact)
+    return None if artefact is None else finished(view, artefact)
 
 
-def unfinished(catalogue: Catalogue, *, now: float | None = None) -> list[Run]:
+def unfinished(view: View, *, now: float | None = None) -> list[Run]:
     """What lies in work/: at run, killed or failed. Stages of older versions left no journal."""
-    folder = catalogue.store.root / "work"
+    folder = view.store.root / "work"
     try:
         keys = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -145,6 +156,7 @@ def _read_work(folder: Path, *, now: float) -> Run | None:
         done=_number(status.get("done")),
         total=_number(status.get("total")) or None,
         unit=str(status.get("unit", "")),
+        begun=_pair(status.get("begun")),
         figures=status.get("figures") or {},
         error=str(status.get("error", "")),
     )
@@ -174,7 +186,7 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def finished(catalogue: Catalogue, artefact: Artefact) -> Run:
+def finished(view: View, artefact: Artefact) -> Run:
     """The run that built `artefact`, from its notes."""
     notes = artefact.notes
     key = str(notes.get("recipe_key", ""))
@@ -183,11 +195,11 @@ def finished(catalogue: Catalogue, artefact: Artefact) -> Run:
     peak = _number(notes.get("peak_rss_gb"))
     return Run(
         key=key or artefact.id,
-        name=catalogue.title(artefact.id),
+        name=view.title(artefact.id),
         stage=artefact.stage,
         kind=artefact.kind,
         state="done",
-        folder=catalogue.store.root / "runs" / (key or "none"),
+        folder=view.store.root / "runs" / (key or "none"),
         artefact=artefact.id,
         config=artefact.config,
         parents=artefact.parents,
@@ -238,6 +250,10 @@ def _modified(path: Path) -> float:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and value == value else 0.0
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    return (float(value[0]), float(value[1])) if isinstance(value, list) and value[1:] else None
 
 
 def _seconds_since_1970(time_text: str) -> float:

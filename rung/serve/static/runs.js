@@ -2,7 +2,6 @@
 const charts = document.querySelector("#charts");
 const controls = document.querySelector("#controls");
 const live = document.querySelector("#live");
-const texts = document.querySelector("#texts");
 const runs = JSON.parse(charts.dataset.runs).map((run, index) => ({ ...run, index }));
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = window.matchMedia("(max-width: 700px)");
@@ -25,6 +24,7 @@ function addPanel(element) {
     ...JSON.parse(element.dataset.spec),
     lines: {},
     cursors: {},
+    version: 0,
     seen: false,
   };
   panels.push(panel);
@@ -46,6 +46,8 @@ function extend(old, fresh, whole) {
 async function load(shown, { only = runs, again = false } = {}) {
   const names = shown.flatMap((panel) => panel.series.map((series) => series.name));
   if (!names.length || !only.length) return;
+  // An answer that was asked for before the panel began anew is of another axis: dropped.
+  const versions = shown.map((panel) => (again ? (panel.version += 1) : panel.version));
   const query = new URLSearchParams({ axis: axis(), points: String(POINTS) });
   for (const name of names) query.append("metric", name);
   for (const run of only) {
@@ -60,7 +62,8 @@ async function load(shown, { only = runs, again = false } = {}) {
     run.active = one.status.active;
     if (one.figures > run.figures) grown = true;
     run.figures = one.figures;
-    for (const panel of shown) {
+    for (const [place, panel] of shown.entries()) {
+      if (panel.version !== versions[place]) continue;
       panel.cursors[run.key] = one.cursor;
       const kept = (panel.lines[run.key] ??= {});
       if (one.whole) for (const name of Object.keys(kept)) delete kept[name];
@@ -198,15 +201,21 @@ function tabulate(panel) {
 }
 
 async function refreshTexts() {
-  if (!texts || texts.contains(document.activeElement)) return;
-  const answer = await fetch(`/runs/${texts.dataset.key}/texts`, { cache: "no-store" });
+  if (!document.querySelector("[data-live]")) return;
+  const answer = await fetch(`/runs/${runs[0].key}/texts`, { cache: "no-store" });
   if (!answer.ok) throw new Error(`the server says ${answer.status}`);
   // Our own template, in which every value is escaped.
   const fresh = document.createElement("div");
   fresh.innerHTML = await answer.text();
-  const said = fresh.querySelector(".said");
-  texts.replaceChildren(...fresh.childNodes);
-  if (said) said.scrollTop = said.scrollHeight;
+  for (const part of fresh.querySelectorAll("[data-live]")) {
+    const here = document.getElementById(part.id);
+    if (here.contains(document.activeElement) || here.innerHTML === part.innerHTML) continue;
+    const before = here.querySelector(".said");
+    const above = before && before.scrollTop + before.clientHeight < before.scrollHeight - 8 ? before.scrollTop : null;
+    here.replaceChildren(...part.childNodes);
+    const after = here.querySelector(".said");
+    if (after) after.scrollTop = above ?? after.scrollHeight;
+  }
 }
 
 // A long look at a live run gathers points: beyond this they are fetched anew, thinned.
