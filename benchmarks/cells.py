@@ -33,6 +33,9 @@ class Cell:
         return [interpreter, str(HERE / self.script), *words, *precision]
 
 
+_MICRO = ("--micro", "1024")  # tokens of a microbatch
+
+
 def _generation(kind: str) -> tuple[Cell, ...]:
     """Our engine and both caches of transformers."""
     script = "peers_generate.py"
@@ -81,6 +84,11 @@ CELLS: dict[str, tuple[Cell, ...]] = {
         Cell("trl_packing", "peers_trl.py", ("lora", "FOLDER", "--packing")),
         Cell("trl", "peers_trl.py", ("lora", "FOLDER")),
         Cell("rung_full", "ours.py", ("lora", "FOLDER", "--full"), peer=False, extra=True),
+        # as a machine with little memory would run them
+        Cell("rung_micro", "ours.py", ("lora", "FOLDER", *_MICRO), peer=False, extra=True),
+        Cell(
+            "full_micro", "ours.py", ("lora", "FOLDER", "--full", *_MICRO), peer=False, extra=True
+        ),
     ),
     "dpo": (
         Cell(OURS, "ours.py", ("dpo", "FOLDER"), peer=False),

@@ -125,6 +125,7 @@ def run_sft(folder: Path, plan: Plan, watch: Stopwatch, options: argparse.Namesp
         # as many tokens as the other cells' steps hold on average; none is cut in two
         tokens_per_step=max(-(-total // (plan.warmup + plan.steps)), *map(tree_size, trees)),
         checkpoints=0,
+        **({"microbatch_tokens": options.micro} if options.micro else {}),
     )
     report = ViewReport(len(trees), len(trees), 0, {}, total, total)
     view = ConversationView(trees, list(range(len(trees))), report)
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="fp32")
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--eager", action="store_true", help="do not compile decoder layers")
+    parser.add_argument("--micro", type=int, default=0, help="tokens of a microbatch; sft, lora")
     parser.add_argument("--full", action="store_true", help="train all weights, without LoRA")
     options = parser.parse_args()
     plan = read_plan(options.folder)
