@@ -143,6 +143,15 @@ def test_log_probabilities_spell_the_text(service: Service, folder: Path) -> Non
     assert all(len(t.top) == 2 and t.logprob is not None and t.logprob <= 0 for t in tokens)
 
 
+def test_a_stop_token_has_a_log_probability_and_no_text(service: Service) -> None:
+    tokenizer = service.tokenizer("m")
+    bias = tuple((token, 100.0) for token in tokenizer.stop_ids)
+    client = ask(service, "Once", top_logprobs=0, logit_bias=bias)
+    assert client.text() == ""
+    (piece,) = client.pieces
+    assert [(t.id, t.raw) for t in piece.tokens] == [(tokenizer.stop_ids[0], b"")]
+
+
 def test_echo_scores_a_text_and_says_nothing_new(service: Service, folder: Path) -> None:
     text = "What is the capital?"
     client = ask(service, text, echo=True, top_logprobs=1, max_new_tokens=0)

@@ -167,7 +167,7 @@ class Job:
         """A new token; whether the sample is over, by itself or by a stop text."""
         text = self._texts[sample.index]
         if sample.finish == "stop" and token in sample.request.sampling.stop_ids:
-            return self.end(sample)
+            return self.end(sample, last=len(sample.ids) - 1)
         shown = text.push(token, len(sample.ids) - 1)
         if shown.stop is not None:
             self._tell(sample, shown, "stop")
@@ -178,11 +178,16 @@ class Job:
             self._tell(sample, shown, None)
         return False
 
-    def end(self, sample: Sample, before: Text[int] | None = None) -> bool:
-        """The last piece: what was held back, and why it ended."""
+    def end(
+        self, sample: Sample, before: Text[int] | None = None, *, last: int | None = None
+    ) -> bool:
+        """The last piece: what was held back, and why it ended. last: a stop token's place, which
+        has a log-probability and no text."""
         rest = self._texts[sample.index].finish()
         if before is not None:
             rest = Text(before.text + rest.text, before.notes + rest.notes, rest.stop)
+        if last is not None and rest.stop is None:
+            rest = rest._replace(notes=[*rest.notes, last])
         self._tell(
             sample, rest, "length" if sample.finish == "length" and not rest.stop else "stop"
         )
