@@ -67,7 +67,7 @@ def unsupported(message: str, *, param: str) -> ApiError:
     return ApiError(400, message, code="unsupported", param=param)
 
 
-def bad_value(message: str, *, param: str, code: str | None = "invalid_value") -> ApiError:
+def bad_value(message: str, *, param: str | None, code: str | None = "invalid_value") -> ApiError:
     return ApiError(400, message, code=code, param=param)
 
 
