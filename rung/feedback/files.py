@@ -13,7 +13,7 @@ from rung.errors import DataError
 from rung.feedback.events import Event, as_rankings, parse_event
 from rung.feedback.rankings import count_rankings, write_rankings
 from rung.feedback.schema import Ranking
-from rung.feedback.shapes import EXAMPLE, SHAPES, Judged, dense
+from rung.feedback.shapes import EXAMPLE, SHAPES, Judged, dense, from_ranking
 from rung.store.artefact import canonical_json
 from rung.store.context import Notes, StageContext
 from rung.text.messages import has_blank, is_broken
@@ -117,22 +117,8 @@ def read_sources(config: Config) -> Readings:
     for judged in rank_solutions(solutions):
         found.take(judged, config, shape="stepwise")
     for ranking in as_rankings(events):
-        found.take(_judged(ranking), config, shape="chat event")
+        found.take(from_ranking(ranking), config, shape="chat event")
     return found
-
-
-def _judged(ranking: Ranking) -> Judged:
-    """A ranking of the chat page, to be checked and counted like one of a file."""
-    return Judged(
-        list(ranking.prompt),
-        list(ranking.answers),
-        list(ranking.ranks),
-        [list(flags) for flags in ranking.flags],
-        annotator=ranking.annotator,
-        labels=None if ranking.labels is None else list(ranking.labels),
-        stopped=list(ranking.stopped),
-        source=ranking.source,
-    )
 
 
 def read_judgements(raw: Row, *, where: str) -> tuple[Shape, list[Judged]]:

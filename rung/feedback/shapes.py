@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rung.errors import DataError
+from rung.feedback.events import as_rankings, parse_event
 from rung.feedback.schema import (
+    Ranking,
     check_labels,
     check_margin,
     check_prompt,
@@ -44,9 +46,26 @@ class Judged:
     source: Mapping[str, Any] = field(default_factory=dict)
 
 
+def from_ranking(ranking: Ranking) -> Judged:
+    """A ranking of the chat page, to be checked and counted like one of a file."""
+    return Judged(
+        list(ranking.prompt),
+        list(ranking.answers),
+        list(ranking.ranks),
+        [list(flags) for flags in ranking.flags],
+        annotator=ranking.annotator,
+        labels=None if ranking.labels is None else list(ranking.labels),
+        stopped=list(ranking.stopped),
+        source=ranking.source,
+    )
+
+
 def _read_event(row: Row) -> list[Judged]:
-    """An event of the chat page: later ones replace earlier ones, so the stage reads them all."""
-    return []
+    """What an event of the chat page says by itself; the stage reads all of them together, for
+    later ones replace earlier ones."""
+    said = {key: value for key, value in row.items() if key != "where"}
+    event = parse_event(said, where=row["where"])
+    return [from_ranking(ranking) for ranking in as_rankings([event])]
 
 
 def _pair(prompt: list[Message], chosen: str, rejected: str, row: Row) -> Judged:
