@@ -130,7 +130,7 @@ def test_runs_are_chosen_and_laid_over_each_other_by_keyboard(page, address):
     assert "2 of at most 8" in page.locator("#chosen").inner_text()
     page.keyboard.press("Enter")
     page.wait_for_function("document.querySelector('.plot')?.dataset.points === '60'")
-    names = page.locator(".plot .legendtext").all_inner_texts()
+    names = page.locator(".swatch").all_inner_texts()
     assert sorted(names) == ["ladder/base", "ladder/other"]
 
 

@@ -117,7 +117,7 @@ def verify(request: Request, id: str) -> RedirectResponse:
     shelf = shelf_of(request)
     artefact = shelf.artefact(id)
     shelf.verify(artefact)
-    return RedirectResponse(f"/{artefact.id[:16]}#files", status_code=303)
+    return RedirectResponse(f"/artefacts/{artefact.id[:16]}#files", status_code=303)
 
 
 def build_artefact_page(

@@ -36,8 +36,12 @@ def _of_model(model: Artefact, view: View) -> str:
         if key in last:
             return f"{number(last[key])} {unit}"
     figures, counts = model.notes.get("figures") or {}, model.notes.get("counts") or {}
-    num = figures.get("num_parameters") or counts.get("parameters")
-    return f"{amount(float(num))} parameters" if num else ""
+    if isinstance(figures.get("after/utility"), float):
+        return f"utility {number(round(figures['after/utility'], 3))}"
+    if isinstance(share := figures.get("heldout/rewards/accuracies"), float):
+        return f"{100 * share:.0f} % of pairs right"
+    parameters = figures.get("num_parameters") or counts.get("parameters")
+    return f"{amount(float(parameters))} parameters" if parameters else ""
 
 
 def _of_evaluation(
@@ -56,7 +60,7 @@ def _of_evaluation(
 def _of_corpus(figures: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     if "documents" not in counts:
         return ""
-    return f"{number(counts['documents'])} documents, {size(counts.get('bytes') or 0)}"
+    return f"{size(counts.get('bytes') or 0)}, {number(counts['documents'])} texts"
 
 
 def _of_tokenizer(figures: Mapping[str, Any], counts: Mapping[str, Any]) -> str:

@@ -30,9 +30,14 @@ Axis = Literal["step", "tokens", "seconds"]
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of the table beside a chart. first, last, low, high: of the whole curve."""
+    """A row of the table beside a chart, which is its legend too.
+
+    slot, dash: which colour and kind of line. first, last, low, high: of the whole curve.
+    """
 
     label: str
+    slot: int
+    dash: int
     first: float
     last: float
     low: float
@@ -226,18 +231,24 @@ def _charts(shelf: Shelf, runs: Sequence[Run]) -> list[Charted]:
     charts = []
     for panel in panels_of(list(names), growing=any(run.active for run in runs)):
         rows = []
-        for run, called in zip(runs, _labels(runs), strict=True):
-            for series in panel.series:
+        for place, (run, called) in enumerate(zip(runs, _labels(runs), strict=True)):
+            for index, series in enumerate(panel.series):
                 line = tables[run.key].get(series.name)
-                if line is not None:
-                    label = series.label if len(runs) == 1 else f"{called}: {series.label}"
-                    rows.append(_summary(label, line, shelf.curves(run).count(series.name)))
+                if line is None:
+                    continue
+                num = shelf.curves(run).count(series.name)
+                if len(runs) == 1:
+                    rows.append(_summary(series.label, line, num, slot=index, dash=0))
+                else:
+                    label = f"{called}: {series.label}" if panel.series[1:] else called
+                    rows.append(_summary(label, line, num, slot=place, dash=index))
         charts.append(Charted(panel, rows))
     return charts
 
 
-def _summary(label: str, line: Line, num: int) -> Summary:
-    return Summary(label, line.y[0], line.y[-1], min(line.y), max(line.y), num)
+def _summary(label: str, line: Line, num: int, *, slot: int, dash: int) -> Summary:
+    y = line.y
+    return Summary(label, slot % MAX_OVERLAY, dash % 3, y[0], y[-1], min(y), max(y), num)
 
 
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:

@@ -7,7 +7,7 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = window.matchMedia("(max-width: 700px)");
 const EVERY = 2000;
 const POINTS = 500;
-const DASHES = ["solid", "dot", "dash", "dashdot", "longdash", "longdashdot"];
+const DASHES = ["solid", "dot", "dash"]; // as the swatches of runs.css
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const axis = () => controls.elements.axis.value;
@@ -98,7 +98,7 @@ function traces(panel) {
       const dash = several ? DASHES[index % DASHES.length] : "solid";
       const few = line.x.length < 40;
       const smoothed = controls.elements.smooth.checked && !few;
-      const base = { type: "scatter", name, legendgroup: name, hoverlabel: { namelength: 40 } };
+      const base = { type: "scatter", name, hoverlabel: { namelength: 40 } };
       made.push({
         ...base,
         x: line.x,
@@ -107,7 +107,6 @@ function traces(panel) {
         line: { color: tint, width: smoothed ? 1 : 2, dash },
         marker: { color: tint, size: 6 },
         opacity: smoothed ? 0.3 : 1,
-        showlegend: !smoothed,
         hoverinfo: smoothed ? "skip" : undefined,
       });
       if (smoothed) made.push({ ...base, x: line.mean_x, y: smooth(line.mean), mode: "lines", line: { color: tint, width: 2.2, dash } });
@@ -119,7 +118,6 @@ function traces(panel) {
 function draw(panel) {
   if (!panel.seen) return;
   const data = traces(panel);
-  const legends = data.filter((trace) => trace.showlegend !== false).length;
   const lines = { gridcolor: colour("--line"), linecolor: colour("--line"), zeroline: false, automargin: true };
   Plotly.react(panel.plot, data, {
     autosize: true,
@@ -128,8 +126,7 @@ function draw(panel) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", size: narrow.matches ? 11 : 12, color: colour("--ink") },
-    showlegend: legends > 1,
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+    showlegend: false, // the table below is the legend
     hovermode: "closest",
     dragmode: narrow.matches ? false : "zoom",
     xaxis: { ...lines, title: { text: axisLabel(), standoff: 6 } },
@@ -159,16 +156,24 @@ function row(head, cells) {
 }
 
 function series(panel) {
-  return runs.flatMap((run) => panel.series
-    .filter(({ name }) => panel.lines[run.key]?.[name])
-    .map(({ name, label }) => ({ label: runs.length > 1 ? `${run.label}: ${label}` : label, line: panel.lines[run.key][name] })));
+  const several = runs.length > 1;
+  const named = (run, label) => (!several ? label : panel.series.length > 1 ? `${run.label}: ${label}` : run.label);
+  return runs.flatMap((run) => panel.series.map(({ name, label }, index) => ({
+    label: named(run, label),
+    swatch: several ? `swatch c${run.index % 8} d${index % 3}` : `swatch c${index % 8} d0`,
+    line: panel.lines[run.key]?.[name],
+  }))).filter(({ line }) => line);
 }
 
 // The table of a live chart follows it; that of a finished one is as the server wrote it.
 function summarise(panel) {
   if (!runs.some((run) => run.active)) return;
-  const rows = series(panel).map(({ label, line: { y } }) => row(label, [
-    show(y[0]), show(y.at(-1)), show(y.reduce((a, b) => Math.min(a, b))), show(y.reduce((a, b) => Math.max(a, b))), show(y.length)]));
+  const rows = series(panel).map(({ label, swatch, line: { y } }) => {
+    const made = row(label, [
+      y[0], y.at(-1), y.reduce((a, b) => Math.min(a, b)), y.reduce((a, b) => Math.max(a, b)), y.length].map(show));
+    made.firstElementChild.className = swatch;
+    return made;
+  });
   panel.element.querySelector(".summary tbody").replaceChildren(...rows);
 }
 
