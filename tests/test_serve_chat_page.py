@@ -377,7 +377,7 @@ def test_a_key_is_asked_for(visit):
     page.ready()
     page.ask("Hi")
     page.answered()
-    assert page.texts(".prose") == ["Hello there."]
+    page.tab.wait_for_selector(".prose >> text=Hello there.")
 
 
 def test_keys_and_names_of_controls(visit):

@@ -237,6 +237,10 @@ BROKEN = {
         {"instruction": "Hi", "response1": "a", "response2": "b", "annotator1": 3},
         "annotator1 is 3; 1 or 2 says",
     ),
+    "chat event": (
+        {"key": "1", "kind": "thumb", "subject": "a", "prompt": [], "answers": [], "value": "up"},
+        "messages are a non-empty list",
+    ),
     "stepwise": ({"prompt": "Hi", "completions": ["a"], "labels": []}, "1 steps need 1 labels"),
 }
 

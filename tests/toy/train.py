@@ -28,7 +28,7 @@ def run(context: StageContext, config: Config) -> Notes:
     found = checkpoint.latest_valid(context.run / "checkpoints")
     if found.path is not None:
         state, first = (found.path / "state").read_text(), found.step
-        log.truncate_after(first)
+    log.truncate_after(first)
     for step in range(first + 1, config.steps + 1):
         state = hashlib.sha256(state.encode() + words + str(step).encode()).hexdigest()
         log.append({"step": step, "loss": int(state[:4], 16) / 65536})
