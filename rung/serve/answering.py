@@ -52,6 +52,7 @@ class Answers:
         self._tickets: list[Ticket] = []
         self._begin = time.perf_counter()
         self._last: dict[tuple[int, int], float] = {}
+        self._failure: Failure | None = None
         self.first_token_seconds: float | None = None
 
     @property
@@ -88,14 +89,19 @@ class Answers:
 
     async def take(self, *, timeout: float | None = None) -> list[tuple[int, Piece]]:
         """What came since the last time; [] when nothing came within `timeout` seconds. Raises
-        what failed."""
+        what failed, when what came before it has been taken."""
+        if self._failure is not None:
+            raise self._failure.error
         found: list[tuple[int, Piece]] = []
         for number, what in await self._inbox.take(timeout=timeout):
             if isinstance(what, Failure):
-                raise what.error
+                self._failure = what
+                break
             self._open -= what.finish is not None
             self._measure(number, what)
             found.append((number, what))
+        if self._failure is not None and not found:
+            raise self._failure.error
         return found
 
     def _measure(self, number: int, piece: Piece) -> None:
