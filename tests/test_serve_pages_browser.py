@@ -63,6 +63,14 @@ def page(browser):
     context.close()
 
 
+def until(page, expression: str) -> None:
+    """Wait for it to be true. (What playwright has for this is stopped by the pages' policy.)"""
+    end = time.monotonic() + 120
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(100)
+
+
 class Stage:
     """A stage at work in this process: a step whenever it is told."""
 
@@ -96,12 +104,12 @@ def test_a_run_is_watched_while_it_works(page, address, stage):
     page.goto(f"{address}/runs/{KEY[:16]}")
     loss = page.locator(".plot").first
     points = "document.querySelector('.plot').dataset.points"
-    page.wait_for_function(f"{points} === '30'")
+    until(page, f"{points} === '30'")
     assert loss.locator("svg").count() > 0
     stage.steps(25)
     stage.samples.append({"step": 54, "prompt": HOSTILE, "text": HOSTILE})
-    page.wait_for_function(f"Number({points}) > 55")  # as logged, and smoothed
-    page.wait_for_function("document.querySelector('.sample') !== null")
+    until(page, f"Number({points}) > 55")  # as logged, and smoothed
+    until(page, "document.querySelector('.sample') !== null")
     assert page.locator(".summary tbody td").nth(4).inner_text() == "55"
     assert page.locator(".sample .written").inner_text() == HOSTILE
     assert "55 of 200" in page.locator(".bar").inner_text()
@@ -116,7 +124,7 @@ def test_the_list_lives_and_leads_to_the_run(page, address, stage):
     stage.steps(1)
     page.goto(f"{address}/runs")
     stage.steps(99)
-    page.wait_for_function("document.querySelector('.bar')?.innerText.includes('100 of 200')")
+    until(page, "document.querySelector('.bar')?.innerText.includes('100 of 200')")
     page.locator("#active a").click()
     page.wait_for_selector("#charts")
 
@@ -129,7 +137,8 @@ def test_runs_are_chosen_and_laid_over_each_other_by_keyboard(page, address):
         page.keyboard.press("Space")
     assert "2 of at most 8" in page.locator("#chosen").inner_text()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('.plot')?.dataset.points === '60'")
+    page.wait_for_url("**/compare**")
+    until(page, "document.querySelector('.plot')?.dataset.points === '60'")
     names = page.locator(".swatch").all_inner_texts()
     assert sorted(names) == ["ladder/base", "ladder/other"]
 

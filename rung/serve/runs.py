@@ -236,19 +236,18 @@ def _charts(shelf: Shelf, runs: Sequence[Run]) -> list[Charted]:
                 line = tables[run.key].get(series.name)
                 if line is None:
                     continue
-                num = shelf.curves(run).count(series.name)
                 if len(runs) == 1:
-                    rows.append(_summary(series.label, line, num, slot=index, dash=0))
+                    rows.append(_summary(series.label, line, slot=index, dash=0))
                 else:
                     label = f"{called}: {series.label}" if panel.series[1:] else called
-                    rows.append(_summary(label, line, num, slot=place, dash=index))
+                    rows.append(_summary(label, line, slot=place, dash=index))
         charts.append(Charted(panel, rows))
     return charts
 
 
-def _summary(label: str, line: Line, num: int, *, slot: int, dash: int) -> Summary:
+def _summary(label: str, line: Line, *, slot: int, dash: int) -> Summary:
     y = line.y
-    return Summary(label, slot % MAX_OVERLAY, dash % 3, y[0], y[-1], min(y), max(y), num)
+    return Summary(label, slot % MAX_OVERLAY, dash % 3, y[0], y[-1], min(y), max(y), line.num)
 
 
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
@@ -283,6 +282,6 @@ def _status(run: Run) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, list[float]]:
-    found = {"x": line.x, "y": line.y}
+def _line(line: Line) -> dict[str, Any]:
+    found = {"x": line.x, "y": line.y, "num": line.num}
     return found if not line.mean else {**found, "mean_x": line.mean_x, "mean": line.mean}
