@@ -17,7 +17,9 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one curve; num: how many there were before thinning. mean: of each bucket, where there was more than is shown; else empty.
+    """Points of one curve, thinned where there were too many.
+
+    num: how many there were. mean: of each bucket, where it was thinned; else empty.
 
     Where a curve has more points than asked for, (x, y) keeps the lowest and the highest of each
     bucket, so that no spike is lost; lines drawn through them show the spread.

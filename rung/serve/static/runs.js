@@ -76,8 +76,8 @@ async function load(shown, { only = runs, again = false } = {}) {
   for (const panel of shown) draw(panel);
 }
 
-function smooth(values) {
-  const keep = 1 - 1 / Math.max(2, values.length / 25);
+function runningMean(values) {
+  const keep = 1 - 1 / Math.max(2, values.length / 50);
   let level = 0;
   let weight = 0;
   return values.map((value) => {
@@ -85,6 +85,12 @@ function smooth(values) {
     weight = keep * weight + 1;
     return level / weight;
   });
+}
+
+// From both sides: a mean of the past alone would lag behind the curve.
+function smooth(values) {
+  const back = runningMean([...values].reverse()).reverse();
+  return runningMean(values).map((value, index) => (value + back[index]) / 2);
 }
 
 function traces(panel) {
