@@ -116,7 +116,7 @@ def test_data_are_the_logged_figures_and_a_cursor_brings_only_new_ones(client, s
     (live,) = get(client, f"/runs/data?run={KEY[:16]}&metric=loss").json()["runs"]
     RunLog(store.root / "work" / KEY / "run").append({"step": 1, "loss": 1.25})
     again = get(client, f"/runs/data?run={KEY[:16]}@{live['cursor']}&metric=loss").json()["runs"]
-    assert again[0]["lines"] == {"loss": {"x": [1.0], "y": [1.25]}}
+    assert again[0]["lines"] == {"loss": {"x": [1.0], "y": [1.25], "num": 1}}
     assert (again[0]["whole"], again[0]["rows"], again[0]["status"]["active"]) == (False, 2, True)
 
 
@@ -144,6 +144,7 @@ def test_a_hundred_thousand_steps_are_a_small_answer(client, store, hostile):
     answer = get(client, f"/runs/data?run={KEY}&metric=loss&points=500")
     loss = answer.json()["runs"][0]["lines"]["loss"]
     assert len(loss["x"]) <= 1002
+    assert loss["num"] == 100_000
     assert loss["y"][loss["x"].index(54321)] == 1000  # no spike is lost
     assert len(answer.content) < 60_000
 

@@ -63,12 +63,12 @@ def page(browser):
     context.close()
 
 
-def until(page, expression):
-    """Wait for a truth of the page; its own policy forbids what Playwright waits with, eval."""
+def until(page, expression: str) -> None:
+    """Wait for it to be true. (What playwright has for this is stopped by the pages' policy.)"""
     end = time.monotonic() + 120
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
-        page.wait_for_timeout(50)
+        page.wait_for_timeout(100)
 
 
 class Stage:

@@ -2,60 +2,32 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from rung.serve import show
+from rung.serve.charted import MAX_OVERLAY, charts_of, labels_of, runs_spec
 from rung.serve.headline import headline
 from rung.serve.html import render_page
 from rung.serve.page_route import PageRoute
-from rung.serve.panels import AXES, Panel, panels_of
-from rung.serve.shelf import Shelf, shelf_of
+from rung.serve.panels import AXES
+from rung.serve.shelf import shelf_of
 from rung.store.catalogue import View
 from rung.store.curves import Line
-from rung.store.runs import Run, read_runs
+from rung.store.lineage import flatten
+from rung.store.runs import Run, read_runs, unfinished
 
 PAGE = 100  # runs on one page
-MAX_OVERLAY = 8  # runs on one chart: as many as there are colours
 MAX_POINTS = 2000
+_OTHERS = 50  # runs that the page of one offers to compare it with
 _LIVE = {"Cache-Control": "no-store"}
 
 router = APIRouter(prefix="/runs", route_class=PageRoute)
 RunKeys = Annotated[list[str], Query()]
 Axis = Literal["step", "tokens", "seconds"]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A row of the table beside a chart, which is its legend too.
-
-    slot, dash: which colour and kind of line. first, last, low, high: of the whole curve.
-    """
-
-    label: str
-    slot: int
-    dash: int
-    first: float
-    last: float
-    low: float
-    high: float
-    num: int
-
-
-@dataclass(frozen=True)
-class Charted:
-    """A chart, what its table says, and what its script needs."""
-
-    panel: Panel
-    rows: list[Summary]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        series = [{"name": s.name, "label": s.label} for s in self.panel.series]
-        return {"title": self.panel.title, "unit": self.panel.unit, "series": series}
 
 
 @router.get("", response_class=HTMLResponse)
@@ -89,7 +61,7 @@ def list_runs(
 @router.get("/active", response_class=HTMLResponse)
 def active_runs(request: Request) -> HTMLResponse:
     """The part of the page that lives: asked for every few seconds."""
-    runs = read_runs(shelf_of(request).view())
+    runs = unfinished(shelf_of(request).view())
     html = _render("_active.html", active=_at_work(runs))
     return HTMLResponse(html, headers=_LIVE)
 
@@ -134,9 +106,9 @@ def compare_runs(request: Request, run: RunKeys) -> str:
     return _render(
         "compare.html",
         runs=records,
-        labels=_labels(records),
-        runs_spec=_runs_spec(shelf, records),
-        charts=_charts(shelf, records),
+        labels=labels_of(records),
+        runs_spec=runs_spec(shelf, records),
+        charts=charts_of(shelf, records),
         axes=AXES,
         differences=_differences(records),
     )
@@ -147,20 +119,20 @@ def show_run(request: Request, key: str) -> str:
     """One run: how far it is, its curves, samples and what it said."""
     shelf = shelf_of(request)
     view, run = shelf.view(), shelf.run(key)
-    others = [
+    others = (
         r
         for r in read_runs(view)
         if r.stage == run.stage and r.key != run.key and (r.active or r.has_metrics)
-    ]
+    )
     parents = [(role, id, view.title(id)) for role, id in run.parents.items()]
     return _render(
         "run.html",
         run=run,
-        runs_spec=_runs_spec(shelf, [run]),
-        config=[(key, _said(value)) for key, value in _flat(run.config).items()],
-        charts=_charts(shelf, [run]),
+        runs_spec=runs_spec(shelf, [run]),
+        config=[(key, _said(value)) for key, value in flatten(run.config).items()],
+        charts=charts_of(shelf, [run]),
         axes=AXES,
-        others=others[:50],
+        others=list(islice(others, _OTHERS)),
         parents=parents,
     )
 
@@ -174,26 +146,6 @@ def show_texts(request: Request, key: str) -> HTMLResponse:
 
 def _render(template: str, **context: Any) -> str:
     return render_page(template, path="/runs", show=show, **context)
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Names, with the beginning of the key where two are equal."""
-    names = [run.name for run in runs]
-    twice = {name for name in names if names.count(name) > 1}
-    return [f"{run.name} {run.key[:6]}" if run.name in twice else run.name for run in runs]
-
-
-def _runs_spec(shelf: Shelf, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What the script of the charts must know. figures: how many are logged so far."""
-    return [
-        {
-            "key": run.short_key,
-            "label": label,
-            "active": run.active,
-            "figures": len(shelf.curves(run).names()),
-        }
-        for run, label in zip(runs, _labels(runs), strict=True)
-    ]
 
 
 def _said(value: Any) -> str:
@@ -210,7 +162,7 @@ def _searched(run: Run) -> str:
 
 
 def _at_work(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if run.active]
+    return sorted((run for run in runs if run.active), key=lambda run: (-run.started, run.key))
 
 
 def _check_overlay(keys: Sequence[str]) -> None:
@@ -220,56 +172,15 @@ def _check_overlay(keys: Sequence[str]) -> None:
         )
 
 
-def _charts(shelf: Shelf, runs: Sequence[Run]) -> list[Charted]:
-    """The charts of these runs and the tables beside them."""
-    tables: dict[str, dict[str, Line]] = {}
-    names: dict[str, None] = {}
-    for run in runs:
-        reading = shelf.curves(run).read(points=10)
-        tables[run.key] = dict(reading.lines)
-        names |= dict.fromkeys(shelf.curves(run).names())
-    charts = []
-    for panel in panels_of(list(names), growing=any(run.active for run in runs)):
-        rows = []
-        for place, (run, called) in enumerate(zip(runs, _labels(runs), strict=True)):
-            for index, series in enumerate(panel.series):
-                line = tables[run.key].get(series.name)
-                if line is None:
-                    continue
-                num = shelf.curves(run).count(series.name)
-                if len(runs) == 1:
-                    rows.append(_summary(series.label, line, num, slot=index, dash=0))
-                else:
-                    label = f"{called}: {series.label}" if panel.series[1:] else called
-                    rows.append(_summary(label, line, num, slot=place, dash=index))
-        charts.append(Charted(panel, rows))
-    return charts
-
-
-def _summary(label: str, line: Line, num: int, *, slot: int, dash: int) -> Summary:
-    y = line.y
-    return Summary(label, slot % MAX_OVERLAY, dash % 3, y[0], y[-1], min(y), max(y), num)
-
-
 def _differences(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     """Config keys and parents in which the runs differ: (key, value of each run)."""
     flat = [
-        _flat({**{f"input {r}": id[:12] for r, id in run.parents.items()}, **run.config})
+        flatten({**{f"input {r}": id[:12] for r, id in run.parents.items()}, **run.config})
         for run in runs
     ]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = [(key, [one.get(key) for one in flat]) for key in keys]
     return [(key, values) for key, values in rows if any(v != values[0] for v in values)]
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _status(run: Run) -> dict[str, Any]:
@@ -283,6 +194,6 @@ def _status(run: Run) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, list[float]]:
-    found = {"x": line.x, "y": line.y}
+def _line(line: Line) -> dict[str, Any]:
+    found = {"x": line.x, "y": line.y, "num": line.num}
     return found if not line.mean else {**found, "mean_x": line.mean_x, "mean": line.mean}

@@ -68,6 +68,11 @@ def state(run: Run) -> str:
     return _SAY[run.state]
 
 
+def several(unit: str) -> str:
+    """steps, whether a stage says step or steps."""
+    return unit if not unit or unit.endswith("s") else unit + "s"
+
+
 def left(run: Run) -> str:
     """About how long the task at hand still takes; "" when nobody can say."""
     return "" if run.seconds_left is None else f"about {seconds(run.seconds_left)} left"

@@ -17,7 +17,9 @@ _NAN = float("nan")
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one curve. mean: of each bucket, where there was more than is shown; else empty.
+    """Points of one curve, thinned where there were too many.
+
+    num: how many there were. mean: of each bucket, where it was thinned; else empty.
 
     Where a curve has more points than asked for, (x, y) keeps the lowest and the highest of each
     bucket, so that no spike is lost; lines drawn through them show the spread.
@@ -25,6 +27,7 @@ class Line:
 
     x: list[float]
     y: list[float]
+    num: int
     mean_x: list[float]
     mean: list[float]
 
@@ -128,10 +131,6 @@ class Curves:
                 found[name] = thin(x[there], y[there], buckets=points)
         return found
 
-    def count(self, name: str) -> int:
-        """Rows that have this figure."""
-        return int(np.isfinite(self.column(name)).sum())
-
     def _is_another(self, stat: os.stat_result) -> bool:
         return stat.st_ino != self._inode or stat.st_size < self._offset
 
@@ -161,7 +160,7 @@ def thin(x: np.ndarray, y: np.ndarray, *, buckets: int) -> Line:
     """At most about 2 x `buckets` points of a curve of finite values: see `Line`."""
     n = len(x)
     if n <= 2 * buckets:
-        return Line(_floats(x), _floats(y), [], [])
+        return Line(_floats(x), _floats(y), n, [], [])
     size = -(-n // buckets)
     full = -(-n // size)
     padded = np.full(full * size, np.nan)
@@ -175,6 +174,7 @@ def thin(x: np.ndarray, y: np.ndarray, *, buckets: int) -> Line:
     return Line(
         _floats(x[chosen]),
         _floats(y[chosen]),
+        n,
         _floats(x[middle]),
         _floats(mean),
     )

@@ -63,7 +63,7 @@ def diff(left: Artefact, right: Artefact) -> dict[str, dict[str, tuple[Any, Any]
             {"kind": left.kind, "stage": left.stage},
             {"kind": right.kind, "stage": right.stage},
         ),
-        "config": (_flat(left.config), _flat(right.config)),
+        "config": (flatten(left.config), flatten(right.config)),
         "parents": (dict(left.parents), dict(right.parents)),
         "files": (
             {name: entry.sha256 for name, entry in left.files.items()},
@@ -80,11 +80,12 @@ def diff(left: Artefact, right: Artefact) -> dict[str, dict[str, tuple[Any, Any]
     }
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys written with dots."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

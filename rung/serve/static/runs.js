@@ -33,10 +33,11 @@ function addPanel(element) {
 }
 
 function extend(old, fresh, whole) {
-  if (whole || !old) return { x: fresh.x, y: fresh.y, mean_x: fresh.mean_x ?? fresh.x, mean: fresh.mean ?? fresh.y };
+  if (whole || !old) return { mean_x: fresh.x, mean: fresh.y, ...fresh };
   return {
     x: old.x.concat(fresh.x),
     y: old.y.concat(fresh.y),
+    num: old.num + fresh.num,
     mean_x: old.mean_x.concat(fresh.mean_x ?? fresh.x),
     mean: old.mean.concat(fresh.mean ?? fresh.y),
   };
@@ -75,8 +76,8 @@ async function load(shown, { only = runs, again = false } = {}) {
   for (const panel of shown) draw(panel);
 }
 
-function smooth(values) {
-  const keep = 1 - 1 / Math.max(2, values.length / 25);
+function runningMean(values) {
+  const keep = 1 - 1 / Math.max(2, values.length / 50);
   let level = 0;
   let weight = 0;
   return values.map((value) => {
@@ -84,6 +85,12 @@ function smooth(values) {
     weight = keep * weight + 1;
     return level / weight;
   });
+}
+
+// From both sides: a mean of the past alone would lag behind the curve.
+function smooth(values) {
+  const back = runningMean([...values].reverse()).reverse();
+  return runningMean(values).map((value, index) => (value + back[index]) / 2);
 }
 
 function traces(panel) {
@@ -168,9 +175,9 @@ function series(panel) {
 // The table of a live chart follows it; that of a finished one is as the server wrote it.
 function summarise(panel) {
   if (!runs.some((run) => run.active)) return;
-  const rows = series(panel).map(({ label, swatch, line: { y } }) => {
+  const rows = series(panel).map(({ label, swatch, line: { y, num } }) => {
     const made = row(label, [
-      y[0], y.at(-1), y.reduce((a, b) => Math.min(a, b)), y.reduce((a, b) => Math.max(a, b)), y.length].map(show));
+      y[0], y.at(-1), y.reduce((a, b) => Math.min(a, b)), y.reduce((a, b) => Math.max(a, b)), num].map(show));
     made.firstElementChild.className = swatch;
     return made;
   });
