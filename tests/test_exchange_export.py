@@ -8,12 +8,15 @@ import pytest
 import torch
 from exchange_models import FAMILIES, make_folder, plain_logits, tiny_tokenizer
 from safetensors.torch import load_file, save_file
+from test_tokens_template import CHATML, write
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from rung.cli import app
 from rung.exchange.gguf_header import read_gguf_header
 from rung.exchange.gguf_read import llama3_factors, read_gguf_model, read_gguf_vocabulary
+from rung.exchange.gguf_vocabulary import can_spell, gguf_vocabulary
 from rung.exchange.llama2c import pair, unpair
 from rung.model.load import load_model
 from rung.store.store import Store
@@ -304,3 +307,37 @@ def test_the_vocabulary_of_a_sentencepiece_model_round_trips(tmp_path, call):
         ids = bpe.encode(text, add_special_tokens=False).ids
         assert ids == reference_encode(pieces, scores, text), text
     assert type(read_gguf_model(path, header)).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("kind", "begins", "prefix", "said"),
+    [
+        ("words", True, False, "conversations have the trained ids; a plain text wants a space"),
+        ("words", False, True, "a space that was not trained"),
+        ("prepend", True, True, ""),
+        ("prepend", False, True, ""),
+    ],
+)
+def test_llama_cpp_marks_spaces_as_conversations_were_trained(tmp_path, kind, begins, prefix, said):
+    """What llama.cpp makes of the flag was looked at in llama.cpp itself: docs/models.md."""
+    write(tmp_path, template=CHATML, kind=kind)
+    bpe = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    vocabulary = gguf_vocabulary(bpe, rows=bpe.get_vocab_size(), begins=begins)
+    assert vocabulary.add_space_prefix is prefix
+    assert said in " ".join(vocabulary.lines)
+    assert bool(vocabulary.lines) == bool(said)
+
+
+def test_a_vocabulary_without_bytes_is_said_to_end_llama_cpp(tmp_path):
+    write(tmp_path, template=CHATML, kind="prepend")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert can_spell(content, "What? \u4e2d")
+    known = content["model"]["vocab"]
+    for byte in (0x4E, 0xE4):
+        del known[f"<0x{byte:02X}>"]
+    content["model"]["vocab"] = {piece: i for i, piece in enumerate(known)}
+    assert not can_spell(content, "What? \u4e2d")  # its first byte is E4
+    assert can_spell(content, "What? \u00e9")
+    bpe = Tokenizer.from_str(json.dumps(content))
+    [line] = gguf_vocabulary(bpe, rows=bpe.get_vocab_size(), begins=True).lines
+    assert "no token for 2 of the 256 bytes: llama.cpp ends the whole process" in line

@@ -34,7 +34,10 @@ _CUTS: dict[Cut, str] = {
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """What goes under tokenizer.ggml: model, pre ("" = none), tokens, kinds, scores or merges."""
+    """What goes under tokenizer.ggml: model, pre ("" = none), tokens, kinds, scores or merges.
+
+    lines: where llama.cpp will not do as the tokenizer does, in sentences for the user.
+    """
 
     model: str
     pre: str
@@ -43,12 +46,14 @@ class GGUFVocabulary:
     scores: list[float]
     merges: list[str]
     add_space_prefix: bool
+    lines: tuple[str, ...] = ()
 
 
-def gguf_vocabulary(bpe: Tokenizer, *, rows: int) -> GGUFVocabulary:
+def gguf_vocabulary(bpe: Tokenizer, *, rows: int, begins: bool) -> GGUFVocabulary:
     """The vocabulary in `rows` entries, one a row of the embedding.
 
-    ArtefactError names what llama.cpp has no form for.
+    begins: whether a conversation begins with a special token. ArtefactError names what llama.cpp
+    has no form for.
     """
     content = json.loads(bpe.to_str())
     model = content["model"]
@@ -60,8 +65,15 @@ def gguf_vocabulary(bpe: Tokenizer, *, rows: int) -> GGUFVocabulary:
     tokens, kinds = _entries(content, rows)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     if model.get("byte_fallback"):
+        prefix, lines = _space_prefix(content, begins)
+        if without := sum(not can_spell(content, bytes([b])) for b in range(256)):
+            lines += (
+                f"no token for {without} of the 256 bytes: llama.cpp ends the whole process on a "
+                "text with a character that is not in the vocabulary; serve it with Rung instead, "
+                "or keep such text away",
+            )
         return GGUFVocabulary(
-            "llama", "", tokens, kinds, _scores(tokens, merges), merges, _space_prefix(content)
+            "llama", "", tokens, kinds, _scores(tokens, merges), merges, prefix, lines
         )
     return GGUFVocabulary("gpt2", _cut_name(content), tokens, kinds, [], merges, False)
 
@@ -90,15 +102,44 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     return [-float(rank.get(token, len(merges))) for token in tokens]
 
 
-def _space_prefix(content: dict[str, Any]) -> bool:
-    """Whether a text is encoded as if a space stood before it."""
+def mark_of_space(content: dict[str, Any]) -> str:
+    """Where a tokenizer.json puts a space before text: "every" stretch between special tokens,
+    "always" (the same, unless there is one), "first" (at the beginning of a text) or "never"."""
     steps = _steps(content.get("normalizer"), "normalizers")
     if any(step["type"] == "Prepend" for step in steps):
-        return True
-    cuts = _steps(content.get("pre_tokenizer"), "pretokenizers")
-    return any(
-        step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in cuts
-    )
+        return "every"
+    for step in _steps(content.get("pre_tokenizer"), "pretokenizers"):
+        if step["type"] == "Metaspace":
+            return str(step.get("prepend_scheme", "always"))
+    return "never"
+
+
+def can_spell(content: dict[str, Any], text: str | bytes) -> bool:
+    """Whether a sentencepiece vocabulary has tokens for every character of a text, or bytes."""
+    known = content["model"]["vocab"]
+    if isinstance(text, bytes):
+        return all(f"<0x{byte:02X}>" in known for byte in text)
+    characters = text.replace(" ", _SPACE)
+    return all(c in known or can_spell(content, c.encode("utf-8")) for c in characters)
+
+
+def _space_prefix(content: dict[str, Any], begins: bool) -> tuple[bool, tuple[str, ...]]:
+    """(llama.cpp's add_space_prefix: before every stretch of text, or nowhere; what that means)."""
+    extra = "llama.cpp: a text that begins with a space gets one more than was trained"
+    match mark_of_space(content):
+        case "first" if begins:
+            # what follows a special token is most of a conversation, and it has no space there
+            return False, (
+                "llama.cpp: conversations have the trained ids; a plain text wants a space before "
+                "its first word, which this vocabulary writes by itself and llama.cpp will not",
+            )
+        case "first":
+            after = "llama.cpp: text after a special token gets a space that was not trained"
+            return True, (extra, after)
+        case "always":
+            return True, (extra,)
+        case mark:
+            return mark == "every", ()
 
 
 def _steps(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:

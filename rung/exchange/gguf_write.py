@@ -67,9 +67,10 @@ def write_gguf(
     architecture = check_exportable(config)
     rows = model.get_input_embeddings().weight.shape[0]
     bpe = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    vocabulary = gguf_vocabulary(bpe, rows=rows)
     tokenizer = load_tokenizer(folder)
-    said = []
+    layout = tokenizer.chat.layout(("user", "assistant"), generation_prompt=False)
+    vocabulary = gguf_vocabulary(bpe, rows=rows, begins=bool(layout.items[0].special))
+    said = list(vocabulary.lines)
     context, window = context_length(model), getattr(config, "sliding_window", None)
     if window and window < context and getattr(config, "use_sliding_window", True):
         said.append(

@@ -5,6 +5,7 @@ artefact under Rung's own attention for the logits, and Rung's own renderer for 
 """
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import torch
 
 from rung.errors import ArtefactError
 from rung.exchange.export import Export
-from rung.exchange.gguf_header import read_gguf_header
+from rung.exchange.gguf_header import GGUFHeader, read_gguf_header
 from rung.exchange.gguf_read import read_gguf_model, read_gguf_vocabulary
+from rung.exchange.gguf_vocabulary import can_spell, mark_of_space
 from rung.model.attention import to_torch
 from rung.model.forward import hidden_states, output_head
 from rung.model.load import context_length, load_model
@@ -223,12 +225,45 @@ def _check_gguf(asked: _Asked, tokenizer: Tokenizer, done: Export) -> Check:
     header = read_gguf_header(done.gguf)
     vocabulary = read_gguf_vocabulary(done.gguf, header)
     vocabulary.bpe.encode_special_tokens = True
-    ids = all(
-        vocabulary.bpe.encode(text, add_special_tokens=False).ids == tokenizer.encode(text).tolist()
-        for text in (*TEXTS, *QUESTIONS)
+    ids = _same_text_ids(
+        tokenizer, header, lambda text: vocabulary.bpe.encode(text, add_special_tokens=False).ids
     )
     gap, same = _measure(asked, read_gguf_model(done.gguf, header))
     return _result(asked, done, "transformers' GGUF reader", ids=ids, gap=gap, same=same)
+
+
+def _same_text_ids(
+    tokenizer: Tokenizer, header: GGUFHeader, encode: Callable[[str], list[int]]
+) -> bool:
+    """Whether a reader of the file gives the trained ids of plain texts."""
+    content = json.loads(tokenizer.to_json())
+    unmarked = not header.metadata.get("tokenizer.ggml.add_space_prefix", True)
+    before = " " if unmarked and mark_of_space(content) != "never" else ""
+    return all(
+        encode(before + text) == tokenizer.encode(text).tolist()
+        for text in (*TEXTS, *QUESTIONS)
+        if _spelt(content, text)
+    )
+
+
+def _same_chat_ids(tokenizer: Tokenizer, template: str, encode: Callable[[str], list[int]]) -> bool:
+    """Whether the file has the chat template, and its text of conversations the trained ids."""
+    content = json.loads(tokenizer.to_json())
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        text = tokenizer.chat.text(messages, generation_prompt=True)
+        trained = render(tokenizer, messages, generation_prompt=True).ids.tolist()
+        plain = text  # the template's own words, too, must be in the vocabulary
+        for added in content["added_tokens"]:
+            plain = plain.replace(added["content"], "")
+        if _spelt(content, plain) and encode(text) != trained:
+            return False
+    return template == tokenizer.chat.source
+
+
+def _spelt(content: dict[str, Any], text: str) -> bool:
+    """llama.cpp ends the process on a character that a sentencepiece vocabulary cannot spell."""
+    return not content["model"].get("byte_fallback") or can_spell(content, text)
 
 
 def _check_llama_cpp(asked: _Asked, tokenizer: Tokenizer, done: Export) -> Check:
@@ -237,10 +272,15 @@ def _check_llama_cpp(asked: _Asked, tokenizer: Tokenizer, done: Export) -> Check
 
     longest = max(len(ids) for ids in asked.prompts) + NUM_GREEDY
     llama = Llama(str(done.gguf), n_ctx=longest + 8, logits_all=True, verbose=False, n_threads=2)
-    ids = all(
-        llama.tokenize(text.encode("utf-8"), add_bos=False, special=False)
-        == tokenizer.encode(text).tolist()
-        for text in (*TEXTS, *QUESTIONS)
+    header = read_gguf_header(done.gguf)
+    ids = _same_text_ids(
+        tokenizer,
+        header,
+        lambda text: llama.tokenize(text.encode("utf-8"), add_bos=False, special=False),
+    ) and _same_chat_ids(
+        tokenizer,
+        str(header.metadata["tokenizer.chat_template"]),
+        lambda text: llama.tokenize(text.encode("utf-8"), add_bos=False, special=True),
     )
     gaps, scales, same = [], [], 0
     for prompt, expected, greedy in zip(asked.prompts, asked.logits, asked.greedy, strict=True):

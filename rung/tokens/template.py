@@ -64,6 +64,7 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template cannot be read: {error}") from None
+        self.source = source
         self._names = dict(names)
         longest_first = sorted(specials, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -90,6 +91,15 @@ class ChatTemplate:
             joined = f"{messages[0]['content']}\n\n{first['content']}".strip()
             messages = [{**first, "content": joined}, *messages[2:]]
         return [{**m, "content": self._content(m)} for m in messages]
+
+    def text(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        """What other programs get from this template: special tokens by their names."""
+        prepared = self.prepare(messages)
+        return self._write(
+            [m["role"] for m in prepared],
+            [m["content"] for m in prepared],
+            generation_prompt=generation_prompt,
+        )
 
     def _content(self, message: Message) -> str:
         content = self._trim(message["role"])(message["content"])
