@@ -26,6 +26,7 @@ from rung.engine.orders import (
 )
 from rung.engine.sampling import Sampling
 from rung.engine.service import Service
+from rung.errors import DataError
 from rung.model.adapter_config import AdapterConfig
 from rung.model.adapters import add_adapter, save_trained
 from rung.model.load import load_model
@@ -283,6 +284,35 @@ def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path
     )
     assert len(service._hosts) == 1
     service.close(drain_seconds=10)
+
+
+class GivesUp:
+    """Allows one token and then knows nothing to allow."""
+
+    done = False
+
+    def __init__(self) -> None:
+        self.said = 0
+
+    def mask(self) -> np.ndarray:
+        if self.said:
+            raise DataError("the grammar has no way on")
+        return np.ones(100, dtype=bool)
+
+    def accept(self, token: int) -> None:
+        self.said += 1
+
+    def clone(self) -> "GivesUp":
+        return GivesUp()
+
+
+def test_a_constraint_that_gives_up_fails_its_own_request(service: Service, folder: Path) -> None:
+    other = ask(service, "Once", temperature=0.0)
+    client = ask(service, "Once", num_samples=2, constraint=GivesUp())
+    assert client.over.wait(60)
+    assert "no way on" in str(client.failure)
+    assert other.text() == alone(folder, "Once", temperature=0.0)
+    assert service.stats().kv_tokens_used == 0
 
 
 def test_embeddings_are_means_of_last_states(service: Service, folder: Path) -> None:

@@ -25,7 +25,7 @@ from rung.engine.reshape import reshape
 from rung.engine.sampling import TokenLogps
 from rung.engine.scoring import score, whole_prompt
 from rung.engine.slots import BLOCK, Blocks, Slots
-from rung.errors import DataError
+from rung.errors import DataError, RungError
 from rung.model.adapters import route
 from rung.model.load import context_length
 from rung.model.types import PreTrainedModel
@@ -359,8 +359,7 @@ class Engine:
         finished = []
         for row, (sample, token) in enumerate(made):
             sample.ids.append(token)
-            if sample.constraint is not None and token not in sample.request.sampling.stop_ids:
-                sample.constraint.accept(token)
+            _accept(sample, token)
             sample.finish = _reason(sample)
             if sample.finish:
                 finished.append(row)
@@ -460,8 +459,20 @@ def _clone(request: Request) -> Any:
     return None if request.constraint is None else request.constraint.clone()
 
 
+def _accept(sample: Sample, token: int) -> None:
+    """Tell the sample's constraint what was chosen."""
+    if sample.constraint is None or sample.error or token in sample.request.sampling.stop_ids:
+        return
+    try:
+        sample.constraint.accept(token)
+    except RungError as error:
+        sample.error = error
+
+
 def _reason(sample: Sample) -> Any:
     """Why a sample ends with its last token, None where it goes on."""
+    if sample.error is not None:
+        return "cancelled"
     if sample.ids[-1] in sample.request.sampling.stop_ids:
         return "stop"
     if sample.constraint is not None and sample.constraint.done:

@@ -91,7 +91,10 @@ class Host:
         over: list[Sample] = []
         for sample, token in made:
             job = self._jobs.get(id(sample))
-            if job is not None and job.take(sample, token):
+            if job is not None and sample.error is not None:
+                job.deliver(Failure(sample.error))
+                over += job.samples
+            elif job is not None and job.take(sample, token):
                 over.append(sample)
         for sample in [s for s in self._silent if s.finish is not None]:
             self._silent.remove(sample)

@@ -7,7 +7,7 @@ import numpy as np
 
 from rung.engine.constraint import Constraint
 from rung.engine.sampling import Completion, Sampling, TokenLogps
-from rung.errors import DataError
+from rung.errors import DataError, RungError
 
 Finish = Literal["stop", "length", "cancelled"]
 
@@ -33,7 +33,8 @@ class Request:
 
 @dataclass(eq=False)
 class Sample:
-    """One sample on its way. ids: new tokens so far. limit: most of them. finish: once it ended."""
+    """One sample on its way. ids: new tokens so far. limit: most of them. finish: once it ended.
+    error: why it cannot go on, where its constraint gave up; it then ends as if cancelled."""
 
     request: Request
     index: int
@@ -41,6 +42,7 @@ class Sample:
     constraint: Constraint | None = None
     ids: list[int] = field(default_factory=list)
     finish: Finish | None = None
+    error: RungError | None = None
     prompt_logps: TokenLogps | None = None
     logps: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rung.engine.request import Sample
+from rung.errors import RungError
 
 
 def reshape(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
@@ -29,7 +30,10 @@ def reshape(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
         if len(sample.ids) < sample.request.sampling.min_new_tokens:
             logits[row, list(sample.request.sampling.stop_ids)] = -torch.inf
         if sample.constraint is not None:
-            logits[row].masked_fill_(_forbidden(sample, logits), -torch.inf)
+            try:
+                logits[row].masked_fill_(_forbidden(sample, logits), -torch.inf)
+            except RungError as error:  # the sample's own trouble, not its neighbours'
+                sample.error = error
     return logits
 
 
