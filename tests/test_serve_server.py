@@ -265,25 +265,28 @@ def test_18_a_signal_lets_what_runs_end_and_takes_nothing_new(tmp_path, stop):
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        client = Client(int(process.stdout.readline()))
-        events = client.events(CHAT, chat())
-        found = [next(events), next(events)]
-        process.send_signal(stop)
+        try:
+            client = Client(int(process.stdout.readline()))
+            events = client.events(CHAT, chat())
+            found = [next(events), next(events)]
+            process.send_signal(stop)
 
-        def refused():
-            try:
-                client.error(CHAT, chat(), status=503)
-            except OSError:
-                return True
-            return False
+            def refused():
+                try:
+                    client.error(CHAT, chat(), status=503)
+                except OSError:
+                    return True
+                return False
 
-        until(refused)
-        found += list(events)  # to its end
-        assert found[-1] == "[DONE]"
-        assert found[-2]["choices"][0]["finish_reason"] == "stop"
-        said = "".join(c["choices"][0]["delta"].get("content", "") for c in found[:-1])
-        assert said == ANSWER
-        out, err = process.communicate(timeout=60)
+            until(refused)
+            found += list(events)  # to its end
+            assert found[-1] == "[DONE]"
+            assert found[-2]["choices"][0]["finish_reason"] == "stop"
+            said = "".join(c["choices"][0]["delta"].get("content", "") for c in found[:-1])
+            assert said == ANSWER
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # a failed test leaves no server behind
     assert (process.returncode, out, err) == (0, "gone\n", "")
 
 
