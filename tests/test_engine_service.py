@@ -168,6 +168,17 @@ def test_echo_scores_a_text_and_says_nothing_new(service: Service, folder: Path)
     assert [token.logprob for token in piece.tokens[1:]] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_text_as_long_as_the_context_can_be_scored(service: Service) -> None:
+    ids = np.resize(service.tokenizer("m").encode(TEXTS[4]), 256)
+    client = Client()
+    scoring = Order(ids, Sampling(max_new_tokens=1), top_logprobs=0, echo=True)
+    service.submit("m", scoring, client)
+    client.text()
+    assert len(client.pieces[0].tokens) == 256
+    with pytest.raises(RequestError, match="context is 256"):
+        service.submit("m", Order(ids, Sampling(max_new_tokens=1)), client)
+
+
 def test_the_best_of_several_is_the_likeliest(service: Service) -> None:
     options = {"seed": 5, "top_logprobs": 0, "stop_ids": (), "max_new_tokens": 8}
     all_of_them = ask(service, "Once", num_samples=5, **options)

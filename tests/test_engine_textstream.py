@@ -47,6 +47,14 @@ def test_only_what_may_begin_a_stop_is_held_back() -> None:
     assert shown == ["x", "", "", "ab", "", "abd"]
 
 
+def test_a_token_cut_by_a_stop_comes_with_its_text() -> None:
+    words = ["ab", "cd", "ef"]
+    out: TextStream[int] = TextStream(lambda ids: "".join(words[i] for i in ids), ["de"])
+    assert [out.push(n, n).notes for n in range(3)] == [[0], [], [1]]
+    out = TextStream(lambda ids: "".join(words[i] for i in ids), ["ef"])
+    assert [out.push(n, n) for n in range(3)][2] == ("", [], "ef")
+
+
 def test_a_character_that_never_ends_is_shown_as_broken() -> None:
     out: TextStream[int] = TextStream(decode, [])
     assert [out.push(token, n).text for n, token in enumerate([97, 0xE2, 0x82])] == ["a", "", ""]

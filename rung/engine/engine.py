@@ -123,7 +123,8 @@ class Engine:
 
     def submit(self, request: Request) -> list[Sample]:
         """Queue the samples of a request. DataError: a prompt that is empty, or too long."""
-        check_prompt(request.prompt, self.context)
+        # a prompt that fills the context can be scored: then nothing is added to it
+        check_prompt(request.prompt, self.context + int(request.echo))
         room = self.context - len(request.prompt)
         limit = min(request.sampling.max_new_tokens, room)
         most = self.max_tokens

@@ -187,7 +187,7 @@ class Service:
         if length == 0:
             raise RequestError("the prompt is empty", "prompt")
         new = min(order.sampling.max_new_tokens, host.context - length)
-        if length >= host.context or length + new > most:
+        if length > host.context - (not order.echo) or length + new > most:
             raise RequestError(
                 f"the prompt has {length} tokens and up to {order.sampling.max_new_tokens} more are"
                 f" asked for; this model's context is {host.context} tokens, and there is memory"

@@ -29,6 +29,7 @@ class TextStream(Generic[T]):
         self._stop = stop
         self._held = ""
         self._given = 0  # characters that are out
+        self._covered = 0  # characters that are out with the notes of their tokens
         self._notes: deque[tuple[int, T]] = deque()  # (where the token's text ends, note)
 
     def push(self, token: int, note: T) -> Text[T]:
@@ -57,7 +58,8 @@ class TextStream(Generic[T]):
         self._given += count
         notes = []
         while self._notes and self._notes[0][0] <= self._given:
-            notes.append(self._notes.popleft()[1])
+            self._covered, note = self._notes.popleft()
+            notes.append(note)
         return Text(text, notes, None)
 
     def _find_stop(self) -> Text[T] | None:
@@ -68,6 +70,8 @@ class TextStream(Generic[T]):
         at, _, stop = min(met)
         given = self._give(at)
         self._held = ""
+        if self._notes and self._covered < self._given:  # a token that the stop cuts in two
+            given.notes.append(self._notes.popleft()[1])
         return given._replace(stop=stop)
 
     def _may_stop(self) -> int:
