@@ -11,8 +11,8 @@ from rung.store.catalogue import View
 from rung.store.runs import Run
 
 MAX_BOXES = 300
-_FITS = 20  # characters of a title; the whole one is in the tooltip
-SIZES = Sizes(width=176.0, height=58.0, across=50.0)
+_FITS = 18  # characters of a title; the whole one is in the tooltip
+SIZES = Sizes(width=164.0, height=60.0, across=38.0)
 
 
 @dataclass(frozen=True)
