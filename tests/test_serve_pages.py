@@ -17,7 +17,8 @@ from rung.pipeline import run as run_recipe
 from rung.progress import PlainProgress
 from rung.recipe import load_recipe
 from rung.serve.panels import panels_of
-from rung.serve.reports import REPORT_CSP
+from rung.serve.reports import REPORT_CSP, report_of
+from rung.serve.shelf import shelf_of
 from rung.store.journal import Journal
 from rung.store.runlog import SAMPLES, RunLog, read_metrics
 from rung.store.store import Store
@@ -292,6 +293,11 @@ def test_a_report_is_fenced_off(client, store):
     reports.mkdir()
     (reports / "ladder.html").write_text("<script>1</script>")
     (store.root / "secret.html").write_text("no")
+    (reports / "ladder-base.html").write_text("of one artefact")
+    app = pages_app(store)
+    shelf = shelf_of(SimpleNamespace(app=app))
+    assert report_of(shelf, "../secret") is None  # no route leads there; nor does the name
+    assert report_of(shelf, "ladder-base") == reports / "ladder-base.html"
     answer = get(client, "/reports/ladder")
     assert answer.headers["content-security-policy"] == REPORT_CSP
     assert "allow-same-origin" not in REPORT_CSP

@@ -29,20 +29,21 @@ router = APIRouter(route_class=PageRoute)
 
 @router.get("/reports", response_class=HTMLResponse)
 def list_reports(request: Request) -> str:
-    """Recipes, and the reports that were made of them."""
+    """Recipes, and the reports that were made."""
     shelf = shelf_of(request)
     recipes = shelf.view().recipes()
-    rows = [(recipe, _made(shelf, recipe), _is_stale(shelf, recipe)) for recipe in recipes]
-    return render_page("reports.html", path="/runs", rows=rows, show=show)
+    others = sorted(_written(shelf) - set(recipes))  # of single artefacts: `rung report NAME`
+    rows = [(name, _made(shelf, name), _is_stale(shelf, name)) for name in [*recipes, *others]]
+    return render_page("reports.html", path="/runs", rows=rows, recipes=recipes, show=show)
 
 
-@router.get("/reports/{recipe}")
-def show_report(request: Request, recipe: str) -> Response:
+@router.get("/reports/{name}")
+def show_report(request: Request, name: str) -> Response:
     """The report as `rung report` wrote it; 404 says how to make one."""
-    path = report_of(shelf_of(request), recipe)
+    path = report_of(shelf_of(request), name)
     if path is None:
         raise HTTPException(
-            404, f"no report of {recipe!r:.80} yet: make it at /reports, or by `rung report`"
+            404, f"no report of {name!r:.80} yet: make it at /reports, or by `rung report`"
         )
     headers = {"Content-Security-Policy": REPORT_CSP, "Cache-Control": "no-cache"}
     return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
@@ -85,20 +86,22 @@ def plotly(request: Request) -> Response:
 _JS = "text/javascript"
 
 
-def report_of(shelf: Shelf, recipe: str) -> Path | None:
-    """The file of the report of a recipe, where one was made."""
-    if recipe not in shelf.view().recipes():  # nothing but a known name becomes a path
-        return None
-    path = _path(shelf, recipe)
-    return path if path.is_file() else None
+def report_of(shelf: Shelf, name: str) -> Path | None:
+    """The file of the report of a recipe or artefact, where one was made."""
+    # A name becomes a path only where the folder lists it: no address leads out of the folder.
+    return _path(shelf, name) if name in _written(shelf) else None
 
 
-def _path(shelf: Shelf, recipe: str) -> Path:
-    return shelf.store.root / "reports" / f"{recipe}.html"
+def _written(shelf: Shelf) -> set[str]:
+    return {path.stem for path in _path(shelf, "").parent.glob("*.html")}
 
 
-def _made(shelf: Shelf, recipe: str) -> float | None:
-    path = report_of(shelf, recipe)
+def _path(shelf: Shelf, name: str) -> Path:
+    return shelf.store.root / "reports" / f"{name}.html"
+
+
+def _made(shelf: Shelf, name: str) -> float | None:
+    path = report_of(shelf, name)
     return None if path is None else path.stat().st_mtime
 
 
