@@ -11,7 +11,7 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
-from serve_fake import ANSWER, LINES, serving
+from serve_fake import ANSWER, LINES, serving, until
 
 from rung.serve.state import Settings
 
@@ -137,6 +137,7 @@ def test_16_openai_comes_back_after_429(tmp_path):
             target=lambda: list(raw.events("/v1/chat/completions", {"messages": MESSAGES}))
         )
         waiting.start()
+        until(lambda: service.stats().waiting or not waiting.is_alive())
         answer = client.chat.completions.create(model="fake/chat", messages=MESSAGES, temperature=0)
         assert answer.choices[0].message.content == ANSWER
         waiting.join()
