@@ -39,7 +39,12 @@ class Charted:
     @property
     def spec(self) -> dict[str, Any]:
         series = [{"name": s.name, "label": s.label} for s in self.panel.series]
-        return {"title": self.panel.title, "unit": self.panel.unit, "series": series}
+        return {
+            "title": self.panel.title,
+            "unit": self.panel.unit,
+            "fromZero": self.panel.from_zero,
+            "series": series,
+        }
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:

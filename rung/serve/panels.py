@@ -21,6 +21,11 @@ class Panel:
     series: tuple[Series, ...]
     main: bool = True
 
+    @property
+    def from_zero(self) -> bool:
+        """Whether the axis begins at zero: amounts, whose small changes are none."""
+        return self.title in _AMOUNTS
+
 
 MAIN: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", "", (("loss", "training"), ("heldout_loss", "held-out text"))),
@@ -65,6 +70,7 @@ MAIN: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Memory", "GB", (("memory_gb", "process"), ("gpu_memory_gb", "GPU, most so far"))),
 )
 AXES = (("step", "step"), ("tokens", "tokens"), ("seconds", "seconds of training"))
+_AMOUNTS = ("Speed", "Memory")
 _PLAIN = ("step", "tokens", "seconds")  # what the axes are made of
 
 

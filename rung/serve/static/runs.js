@@ -90,7 +90,7 @@ function runningMean(values) {
 // From both sides: a mean of the past alone would lag behind the curve.
 function smooth(values) {
   const back = runningMean([...values].reverse()).reverse();
-  return runningMean(values).map((value, index) => (value + back[index]) / 2);
+  return runningMean(values).map((value, index) => Number(((value + back[index]) / 2).toPrecision(8)));
 }
 
 function traces(panel) {
@@ -137,7 +137,7 @@ function draw(panel) {
     hovermode: "closest",
     dragmode: narrow.matches ? false : "zoom",
     xaxis: { ...lines, title: { text: axisLabel(), standoff: 6 } },
-    yaxis: { ...lines, type: controls.elements.log.checked ? "log" : "linear" },
+    yaxis: { ...lines, type: controls.elements.log.checked ? "log" : "linear", rangemode: panel.fromZero ? "tozero" : "normal" },
   }, { responsive: true, displayModeBar: false, doubleClick: "reset" });
   panel.plot.dataset.points = String(data.reduce((sum, trace) => sum + trace.x.length, 0));
   summarise(panel);
