@@ -13,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 import rung
 from rung.errors import RungError
 from rung.serve import (
+    artefacts,
     chat,
     health,
     lineage,
@@ -37,6 +38,7 @@ ROOMS: Sequence[Any] = (
     chat,
     runs,
     lineage,
+    artefacts,
     reports,
 )
 """Modules with a router: the API, and the pages."""

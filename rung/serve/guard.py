@@ -119,8 +119,12 @@ class _Passage:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = [*_HEADERS, (b"x-request-id", self.id.encode())]
-            message = {**message, "headers": [*message.get("headers", []), *own]}
+            given = list(message.get("headers", []))
+            # A fenced page brings a policy of its own; a browser would enforce both.
+            has = {name.lower() for name, _ in given}
+            own = [(name, value) for name, value in _HEADERS if name not in has]
+            own.append((b"x-request-id", self.id.encode()))
+            message = {**message, "headers": [*given, *own]}
         await self._send(message)
 
     async def _refuse(self, error: ApiError) -> None:
