@@ -157,7 +157,7 @@ class _Vocabulary:
         try:
             self.trie = LLTokenizer(text, eos_token=stops)
         except ValueError as error:
-            pieces = Pieces.read(text, eos=stops[0], bos=tokenizer.bos)
+            pieces = Pieces.read(tokenizer)
             if pieces is None:
                 raise DataError(
                     f"llguidance cannot tell what the tokens of this tokenizer spell ({error}), so "

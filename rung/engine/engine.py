@@ -48,10 +48,12 @@ class Made(NamedTuple):
 
 @dataclass(eq=False)
 class _Prompt:
-    """A prompt to read for `samples`; `done` of its tokens are read."""
+    """A prompt to read for `samples`; `done` of its tokens are read. known: where the blocks are
+    that it begins with."""
 
     request: Request
     samples: list[Sample]
+    known: list[int] = field(default_factory=list)
     done: int = 0
     logps: list[TokenLogps] = field(default_factory=list)
 
@@ -201,15 +203,15 @@ class Engine:
             return
         batch: list[_Prompt] = []
         for prompt in self._next_prompts(free):
-            prompt.done = self._look_up(prompt)
+            prompt.known = self._look_up(prompt)
+            prompt.done = BLOCK * len(prompt.known)
             if not self._in_parts or prompt.left <= budget:
                 batch.append(prompt)
                 budget -= prompt.left
             elif self._staged is None:
-                self._staged = prompt
+                self._staged = prompt  # its first part is read in the next step
                 self._stage.fit(rows=1, length=prompt.length)
                 self._load(prompt, self._stage, [0])
-                budget -= self._read_part(prompt, budget)
             else:
                 self._queue.extendleft(reversed(prompt.samples))
                 break
@@ -233,20 +235,17 @@ class Engine:
             free -= len(taken)
             yield _Prompt(request, taken)
 
-    def _look_up(self, prompt: _Prompt) -> int:
-        """Tokens of a prompt that need no reading, since another one began so."""
+    def _look_up(self, prompt: _Prompt) -> list[int]:
+        """Where the blocks are that need no reading, since another prompt began with them."""
         if prompt.request.echo or not self.prefixes.num_blocks:
-            return 0
-        tokens = prompt.request.prompt[:-1]
-        return BLOCK * len(self.prefixes.match(tokens, voice=prompt.request.adapter))
+            return []
+        return self.prefixes.match(prompt.request.prompt[:-1], voice=prompt.request.adapter)
 
     def _load(self, prompt: _Prompt, into: Slots, slots: list[int]) -> None:
         """Put what is known of a prompt into its slots."""
-        if prompt.done:
-            tokens = prompt.request.prompt[: prompt.done]
-            places = self.prefixes.match(tokens, voice=prompt.request.adapter)
+        if prompt.known:
             for slot in slots:
-                self._blocks.load(places, into, slot)
+                self._blocks.load(prompt.known, into, slot)
             self.prefixes.hits += prompt.done
 
     def _read_part(self, prompt: _Prompt, budget: int) -> int:

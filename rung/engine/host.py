@@ -3,7 +3,9 @@
 A job is one order on its way: its samples, the text of each, and whom to tell.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from rung.engine.engine import Engine
 from rung.engine.generate import Ready
 from rung.engine.orders import Failure, Order, Piece, ServiceOptions, TokenLogprob
 from rung.engine.request import Request, Sample
-from rung.engine.sampling import TokenLogps
 from rung.engine.textstream import Text, TextStream
 from rung.errors import RungError
 from rung.model.adapters import attach_adapter, saved_bits
@@ -102,7 +103,8 @@ class Host:
             if job is not None:
                 job.end(sample)
                 over.append(sample)
-        self._end(over, "stop")
+        if over:
+            self._end(over, "stop")
         return len(over)
 
     def fail(self, error: RungError) -> int:
@@ -204,7 +206,7 @@ class Job:
                 text = self._tokenizer.decode(self.order.prompt) + text
                 tokens += self._prompt_tokens(sample)
         if self.order.top_logprobs is not None:
-            tokens += [self._token(sample, place) for place in shown.notes]
+            tokens += [self._spell(sample.ids[at], *sample.logps[at]) for at in shown.notes]
         fresh, self._told[index] = len(sample.ids) - self._told[index], len(sample.ids)
         piece = Piece(index, text, tuple(tokens), fresh, finish, shown.stop)
         if not self._choosing:
@@ -224,37 +226,23 @@ class Job:
         best = sorted(self.samples, key=merit, reverse=True)[: self.order.num_samples]
         for number, sample in enumerate(best):
             for piece in self._kept[sample.index]:
-                self.deliver(
-                    Piece(
-                        number, piece.text, piece.tokens, piece.num_tokens, piece.finish, piece.stop
-                    )
-                )
+                self.deliver(replace(piece, sample=number))
 
     def _prompt_tokens(self, sample: Sample) -> list[TokenLogprob]:
         logps = sample.prompt_logps
         if logps is None:
             return []
+        parts = zip(logps.chosen.tolist(), logps.top_ids, logps.top, strict=True)
         prompt = self.order.prompt.tolist()
-        return [self._spell(token, logps, place) for place, token in enumerate(prompt)]
+        return [self._spell(token, *part) for token, part in zip(prompt, parts, strict=True)]
 
-    def _token(self, sample: Sample, place: int) -> TokenLogprob:
-        chosen, ids, top = sample.logps[place]
-        pairs = zip(ids.tolist(), top.tolist(), strict=True)
-        token = sample.ids[place]
-        return TokenLogprob(token, self._raw(token), chosen, tuple(pairs))
-
-    def _raw(self, token: int) -> bytes:
-        """What a token adds to the text: special ones nothing."""
-        if token in self._tokenizer.special_ids or token >= len(self._spelling):
-            return b""
-        return self._spelling[token]
-
-    def _spell(self, token: int, logps: TokenLogps, place: int) -> TokenLogprob:
-        raw = self._raw(token)
-        if np.isnan(logps.chosen[place]):
+    def _spell(self, token: int, logp: float, ids: np.ndarray, top: np.ndarray) -> TokenLogprob:
+        """A token as the client sees it; special ones add nothing to the text."""
+        is_text = token not in self._tokenizer.special_ids and token < len(self._spelling)
+        raw = self._spelling[token] if is_text else b""
+        if math.isnan(logp):
             return TokenLogprob(token, raw, None)
-        pairs = zip(logps.top_ids[place].tolist(), logps.top[place].tolist(), strict=True)
-        return TokenLogprob(token, raw, float(logps.chosen[place]), tuple(pairs))
+        return TokenLogprob(token, raw, logp, tuple(zip(ids.tolist(), top.tolist(), strict=True)))
 
 
 def _kv_tokens(model: Any, options: ServiceOptions, *, rows: int) -> int:

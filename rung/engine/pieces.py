@@ -5,6 +5,9 @@ from typing import Any
 
 import tokenizers
 
+from rung.tokens.token_bytes import vocabulary_bytes
+from rung.tokens.tokenizer import Tokenizer
+
 _SPACE = "\u2581"
 
 
@@ -30,21 +33,16 @@ class Pieces:
         return ids
 
     @classmethod
-    def read(cls, text: str, *, eos: int, bos: int) -> "Pieces | None":
-        """From the text of a tokenizer.json; None where tokens are no such pieces."""
+    def read(cls, tokenizer: Tokenizer) -> "Pieces | None":
+        """Of a tokenizer; None where its tokens are no such pieces."""
+        text = tokenizer.to_json()
         decoder = json.loads(text).get("decoder") or {}
         steps = decoder.get("decoders", [decoder])
         if not all(_keeps_text(step) for step in steps):
             return None
-        bpe = tokenizers.Tokenizer.from_str(text)
-        vocabulary = bpe.get_vocab(with_added_tokens=True)
-        added = bpe.get_added_tokens_decoder()
-        tokens = [b""] * (max(vocabulary.values()) + 1)
-        for piece, index in vocabulary.items():
-            plain = piece if index in added else piece.replace(_SPACE, " ")
-            tokens[index] = plain.encode("utf-8")
-        special = [index for index, token in added.items() if token.special]
-        return cls(text, tokens, special, eos, bos)
+        special = sorted(tokenizer.special_ids)
+        tokens = list(vocabulary_bytes(tokenizer))
+        return cls(text, tokens, special, tokenizer.stop_ids[0], tokenizer.bos)
 
 
 def _keeps_text(step: dict[str, Any]) -> bool:

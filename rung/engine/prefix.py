@@ -14,7 +14,7 @@ from rung.engine.slots import BLOCK
 
 
 class PrefixCache:
-    """Which blocks are held and where. The tensors are the `Pool`'s of slots.py."""
+    """Which blocks are held and where. The tensors are those of `Blocks` (slots.py)."""
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
