@@ -1,9 +1,9 @@
 """A recipe that classifies, its report, and `rung predict`, as a user types them."""
 
 import json
-import shutil
 
 import pytest
+from browsers import chromium
 from classify_tiny import labels_artefact
 from train_tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
@@ -50,6 +50,7 @@ def built(tmp_path_factory):
         tokenizer = tiny_tokenizer(work.out)
         save_model(tiny_model(tokenizer.vocab_size), work.out)
         model = store.commit(work, kind="model", stage="sft", config={}, parents={}, notes={})
+        work.release()
         store.set_name("tiny", model)
         rows = labels_artefact(root / "rows")
         for side in ("train", "heldout"):
@@ -103,26 +104,18 @@ def test_the_page_shows_the_matrix_and_the_reliability(here):
 
 
 def test_the_page_in_a_browser(here):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            tab = browser.new_page(viewport={"width": 390, "height": 900})
-            problems: list[str] = []
-            tab.on("pageerror", lambda error: problems.append(str(error)))
-            tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-            tab.goto((here / ".rung/reports/reviews.html").resolve().as_uri())
-            plot = tab.locator("#stage-classifier .plot").first
-            plot.scroll_into_view_if_needed()
-            tab.wait_for_selector("#stage-classifier .plot .heatmap-label")
-            written = plot.locator(".heatmap-label").all_text_contents()
-            assert sum(int(count) for count in written) == 60
-            assert problems == []
-        finally:
-            browser.close()
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": 390, "height": 900})
+        problems: list[str] = []
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        tab.goto((here / ".rung/reports/reviews.html").resolve().as_uri())
+        plot = tab.locator("#stage-classifier .plot").first
+        plot.scroll_into_view_if_needed()
+        tab.wait_for_selector("#stage-classifier .plot .heatmap-label")
+        written = plot.locator(".heatmap-label").all_text_contents()
+        assert sum(int(count) for count in written) == 60
+        assert problems == []
 
 
 def test_a_matrix_of_many_labels_keeps_the_commonest():

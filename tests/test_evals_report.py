@@ -1,12 +1,12 @@
 """Figures and the HTML report of a whole invented ladder, in a real browser where there is one."""
 
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import chromium
 from evals_ladder import HOSTILE, PROMISED, build_ladder
 
 from rung.evals import numerals
@@ -262,17 +262,9 @@ def test_samples_of_every_stage_stand_side_by_side(built: Built) -> None:
 
 
 def test_page_in_a_browser(page: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        try:
-            for width, scheme in ((1200, "light"), (390, "dark")):
-                _look(browser, page, width=width, scheme=scheme)
-        finally:
-            browser.close()
+    with chromium() as browser:
+        for width, scheme in ((1200, "light"), (390, "dark")):
+            _look(browser, page, width=width, scheme=scheme)
 
 
 def _look(browser: Any, page: Path, *, width: int, scheme: str) -> None:

@@ -1,9 +1,9 @@
 """The chat page in a real browser, by mouse, by keyboard, and against hostile answers."""
 
 import json
-import shutil
 from pathlib import Path
 
+import browsers
 import pytest
 from chat_server import MODELS, Fake, build, running
 
@@ -21,14 +21,8 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def chromium():
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Page:

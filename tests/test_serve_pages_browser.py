@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from browsers import chromium
 from serve_pages import pages_app
 from test_serve_pages import HOSTILE, KEY, build
 
@@ -38,14 +39,8 @@ def address(store):
 
 @pytest.fixture(scope="module")
 def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -40,8 +40,7 @@ class ChatWriter:
         self._unshown: list[list[ShownToken]] = [[] for _ in self._readers]
         self._streams = bool(body.stream)
         self._wants_logprobs = plan.orders[0].top_logprobs is not None
-        options = body.stream_options
-        self._wants_usage = bool(options and options.include_usage)
+        self._wants_usage = body.wants_usage
 
     def begin(self) -> list[Json]:
         first = {"role": "assistant", "content": ""}

@@ -36,8 +36,7 @@ class CompletionWriter:
         self._streams = bool(body.stream)
         self._wants_logprobs = body.logprobs is not None
         self._offsets = [0] * len(self._reply.choices)
-        options = body.stream_options
-        self._wants_usage = bool(options and options.include_usage)
+        self._wants_usage = body.wants_usage
 
     def begin(self) -> list[Json]:
         return []

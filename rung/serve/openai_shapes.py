@@ -43,6 +43,11 @@ class Sampled(Shape):
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop_token_ids: list[int] | None = None
 
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a last chunk of the stream says what it cost."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
 
 class ChatRequest(Sampled):
     messages: Annotated[list[Json], Field(min_length=1)]
