@@ -17,7 +17,7 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
-MICRO = 4  # pairs in a forward pass: 16 would take more memory than most laptops have
+MICRO = 1  # pairs in a forward pass: no padding between pairs, and the memory of a laptop
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
     problems = [f"package {name} is not installed" for name, v in versions.items() if v is None]
     if versions["torch"]:
         findings["training"] = _training()
+        findings["generation"] = _generation()
     if (findings["available_memory_gb"] or 99) < 6:
         problems.append("less than 6 GB of memory free; the quickstart was planned for 6 GB")
     if findings["disk_free_gb"] < 5:
@@ -68,6 +69,13 @@ def doctor(store: StoreOption = None, json: JsonOption = False) -> None:
             typer.echo(f"{key:20} {value}")
     if any("not installed" in problem for problem in problems):
         raise typer.Exit(2)
+
+
+def _generation() -> str:
+    from rung.engine.native import why_not
+
+    reason = why_not()
+    return f"steps in torch, slower: {reason}" if reason else "steps compiled for this processor"
 
 
 def _training() -> dict[str, Any]:

@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 32,  # wide enough for steps.c; narrower heads step on torch's operations
     "max_position_embeddings": CONTEXT,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -41,10 +41,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": SIZES | {"sliding_window": 5},
     "gemma2": SIZES
     | {"sliding_window": 6, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 0.5},
+    "llama-narrow": SIZES | {"head_dim": 8},
+    "gemma2-narrow": SIZES | {"head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 0.5},
     "granite": SIZES | {"logits_scaling": 3.0, "attention_multiplier": 0.2},
     "gpt2": {
         "vocab_size": VOCAB,
-        "n_embd": 32,
+        "n_embd": 64,
         "n_layer": 2,
         "n_head": 4,
         "n_positions": CONTEXT,
@@ -59,7 +61,7 @@ def tiny(family: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     options = FAMILIES[family]
     options = options | {name: value for name, value in changes.items() if name in options}
-    config = AutoConfig.for_model(family, **options, attn_implementation="eager")
+    config = AutoConfig.for_model(family.split("-")[0], **options, attn_implementation="eager")
     return AutoModelForCausalLM.from_config(config).eval()
 
 

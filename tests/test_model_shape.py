@@ -1,5 +1,6 @@
 """The dial, the budget and the memory that follow from it."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import strategies as st
 from rung.config import parse_config
 from rung.errors import ConfigError, ResourceError
 from rung.model.budget import BudgetConfig, resolve_budget
-from rung.model.memory import available_memory, check_memory, largest_size, memory_estimate
+from rung.model.memory import (
+    available_memory,
+    check_memory,
+    check_tuning_memory,
+    largest_size,
+    memory_estimate,
+)
 from rung.model.shape import SIZES, ModelConfig, resolve
 
 GB = 10**9
@@ -146,10 +153,25 @@ def test_no_memory_names_a_size_that_fits() -> None:
 def test_a_smaller_microbatch_is_offered_where_it_helps() -> None:
     shape = resolve(ModelConfig(size="30m"))
     full = memory_estimate(shape, 8192, tokens_per_microbatch=16384)
-    with pytest.raises(ResourceError, match=r"microbatches of 8192 tokens \(now 16384\)"):
+    with pytest.raises(ResourceError, match=r"microbatch_tokens: 8192 \(now 16384\)"):
         check_memory(shape, 8192, tokens_per_microbatch=16384, available=full - 1)
     with pytest.raises(ResourceError, match="free some memory"):
         check_memory(shape, 8192, tokens_per_microbatch=512, available=10**6)
+
+
+def test_fine_tuning_that_cannot_fit_names_what_would() -> None:
+    shape = resolve(ModelConfig(size="1b"))
+    tune = partial(check_tuning_memory, shape, 32000, optimizer="adamw", base_bits=16)
+    whole = partial(tune, tokens_per_microbatch=4096, lora_r=0)
+    whole(available=64 * GB)
+    with pytest.raises(ResourceError, match=r"available; use adapter: lora$"):
+        whole(available=8 * GB)
+    with pytest.raises(ResourceError, match=r"use microbatch_tokens: 1024 \(now 4096\)"):
+        tune(tokens_per_microbatch=4096, lora_r=16, available=6 * GB)
+    with pytest.raises(ResourceError, match="adapter: lora with base_bits: 4"):
+        whole(available=int(3.2 * GB))
+    with pytest.raises(ResourceError, match="a smaller model"):
+        whole(available=GB)
 
 
 @settings(max_examples=25)

@@ -7,16 +7,17 @@ has settings of its own, and what is chosen for it does not depend on the other 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rung.engine import steps
 from rung.engine.sampling import Sampling
+from rung.engine.steps import RUN
 from rung.errors import TrainingError
 
-RUN = 256  # tokens whose probabilities are added up together: a CDF in two steps reads V once
 CANDIDATES = 256  # likeliest tokens to truncate among; where they are too few, all are sorted
 
 
@@ -47,6 +48,9 @@ def _choose_alike(logits: Tensor, uniforms: Tensor, samplings: Sequence[Sampling
         _check_finite(top)
         return ids
     heat = _column(samplings, "temperature", logits)
+    if not first.truncates and steps.can_draw(logits):
+        drawn = steps.draw(logits, uniforms.contiguous(), heat[:, 0].contiguous())
+        return drawn if bool((drawn >= 0).all()) else _damaged()
     probs = torch.softmax(logits.float() / heat, -1)
     if not first.truncates:
         return _invert(probs, uniforms)
@@ -135,10 +139,14 @@ def _column(samplings: Sequence[Sampling], name: str, like: Tensor) -> Tensor:
 
 def _check_finite(values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
-        raise TrainingError(
-            "the model's logits are not finite (nan or inf), so nothing can be sampled;"
-            " its weights are damaged: go back to an earlier checkpoint"
-        )
+        _damaged()
+
+
+def _damaged() -> NoReturn:
+    raise TrainingError(
+        "the model's logits are not finite (nan or inf), so nothing can be sampled;"
+        " its weights are damaged: go back to an earlier checkpoint"
+    )
 
 
 def token_logps(logits: Tensor, chosen: Tensor, *, num_top: int) -> tuple[Any, Any, Any]:

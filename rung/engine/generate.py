@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rung.engine.engine import MAX_ROWS, Engine
+from rung.engine.fused import FusedParts
 from rung.engine.packed import PackedLinears
 from rung.engine.request import Request, check_prompt
 from rung.engine.sampling import Completion, Sampling
@@ -84,17 +85,17 @@ def stream(
 class Ready:
     """A context for calls of a model that only generates; it can be entered again and again.
 
-    In it the model is in evaluation mode, over slots, with packed weights, and the thread computes
-    without gradients or recompilation, matrix products in `dtype`. The weights are those of the
-    moment it was made: when they change, make another one.
+    In it the model is in evaluation mode, over slots, with packed weights and fused parts, and the
+    thread computes without gradients or recompilation, matrix products in `dtype`. The weights are
+    those of the moment it was made: when they change, make another one.
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
         self._stack = ExitStack()
-        self._packed: PackedLinears | None = None
+        self._parts: list[PackedLinears | FusedParts] = []
         with self:
-            self._packed = PackedLinears(model, dtype)
+            self._parts = [PackedLinears(model, dtype), FusedParts(model)]
 
     def __enter__(self) -> None:
         with ExitStack() as stack:
@@ -104,8 +105,8 @@ class Ready:
                 # layers compiled for training would recompile for every shape of a decode
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(slot_attention(self._model))
-            if self._packed is not None:
-                stack.enter_context(self._packed())
+            for part in self._parts:
+                stack.enter_context(part())
             stack.callback(self._model.train, self._model.training)
             self._model.eval()
             self._stack = stack.pop_all()

@@ -10,7 +10,6 @@ first ones and a step touches no others.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import Cache
 
+from rung.engine import steps
 from rung.model.types import PreTrainedModel
 
 NAME = "rung_slots"
@@ -27,9 +27,7 @@ BLOCK = 32  # lengths are rounded up to it, so that the shapes of a decode are f
 class Slots(Cache):
     """A transformers cache of preallocated slots a layer.
 
-    Keys are [rows, KV, length, D], values [rows, KV, D, length]: either product of a step then
-    reads its matrix along memory, which on a CPU is half the time of SDPA with one query. On a CPU
-    they are float32 whatever the model computes in, since a step in bf16 is no faster there.
+    Keys and values are [rows, KV, length, D], in the type that the model computes in.
 
     Before a model call, make room with `fit` and say what it is: `begin_read` or `begin_step`.
     """
@@ -43,8 +41,8 @@ class Slots(Cache):
         self.values: dict[int, Tensor] = {}
         self._reading: _Reading | None = None
         self._positions: Tensor | None = None  # steps: where each row writes
-        self._arange = torch.arange(0)
         self._seen = 0
+        self._layer = 0  # that wrote last
         self._masks: dict[int, Tensor] = {}
 
     def fit(self, *, rows: int, length: int) -> None:
@@ -62,9 +60,8 @@ class Slots(Cache):
             self.length = (-(-longer // BLOCK) | 1) * BLOCK
         for layer, old in self.keys.items():
             if old.shape[0] < self.rows or old.shape[2] < self.length:
-                self.keys[layer] = _grown(old, rows=self.rows, length=self.length, axis=2)
-                values = self.values[layer]
-                self.values[layer] = _grown(values, rows=self.rows, length=self.length, axis=3)
+                for table in (self.keys, self.values):
+                    table[layer] = _grown(table[layer], rows=self.rows, length=self.length)
 
     def begin_read(
         self, source: list[int], target: list[int], starts: list[int], *, ends: list[int]
@@ -84,36 +81,67 @@ class Slots(Cache):
     def begin_step(self, positions: Tensor, *, longest: int) -> None:
         """The next call reads one token of each of the first N rows, at positions int64 [N]."""
         self._positions = positions
-        self._arange = torch.arange(len(positions), device=positions.device)
         self._seen = min(self.length, -(-(longest + 1) // BLOCK) * BLOCK)
         self._masks.clear()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values; returns those that the new tokens may attend to.
+        """Write the keys and values of a read; returns those that its tokens may attend to.
 
-        Of a step, the values come transposed, as they are stored.
+        Of a step, they come back as they are: `step` writes them, and attends.
         """
         if layer_idx not in self.keys:
             self._allocate(key_states, value_states, layer_idx)
+        self._layer = layer_idx
+        if self._positions is not None:
+            return key_states, value_states
+        assert self._reading is not None
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self._positions is None:
-            assert self._reading is not None
-            return self._reading.write(keys, values, key_states, value_states)
-        keys[self._arange, :, self._positions] = key_states[:, :, 0].to(keys.dtype)
-        values[self._arange, :, :, self._positions] = value_states[:, :, 0].to(values.dtype)
-        num_rows = len(self._positions)
-        return keys[:num_rows, :, : self._seen], values[:num_rows, :, :, : self._seen]
+        return self._reading.write(keys, values, key_states, value_states)
+
+    def step(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int,
+        softcap: float,
+    ) -> Tensor:
+        """Write one key and value of each row and attend to what its slot holds; [N, 1, H, D].
+
+        query [N, H, 1, D]; key, value [N, KV, 1, D], as `update` gave them.
+        """
+        assert self._positions is not None
+        keys, values = self.keys[self._layer], self.values[self._layer]
+        if keys.shape == values.shape and steps.can_attend(values):
+            return steps.attend(
+                query,
+                key,
+                value,
+                keys,
+                values,
+                self._positions,
+                scale=scale,
+                window=window,
+                softcap=softcap,
+            )
+        rows = torch.arange(len(self._positions), device=self._positions.device)
+        keys[rows, :, self._positions] = key[:, :, 0].to(keys.dtype)
+        values[rows, :, self._positions] = value[:, :, 0].to(values.dtype)
+        keys, values = (x[: len(rows), :, : self._seen] for x in (keys, values))
+        mask = self.mask(query, self._seen, window=window)
+        out = _attention(query.to(values.dtype), keys, values, mask, scale=scale, softcap=softcap)
+        return out.transpose(1, 2)
 
     def _allocate(self, key_states: Tensor, value_states: Tensor, layer: int) -> None:
-        device = value_states.device
-        dtype = torch.float32 if device.type == "cpu" else value_states.dtype
-        _, heads, _, width = key_states.shape
         # zeros, not empty: a masked weight of 0 times an uninitialised nan would be nan
-        new = partial(torch.zeros, dtype=dtype, device=device)
-        self.keys[layer] = new(self.rows, heads, self.length, width)
-        self.values[layer] = new(self.rows, heads, value_states.shape[3], self.length)
+        for table, states in ((self.keys, key_states), (self.values, value_states)):
+            _, heads, _, width = states.shape
+            shape = (self.rows, heads, self.length, width)
+            table[layer] = value_states.new_zeros(shape)
 
     def copy(
         self, source: list[int], target: list[int], *, length: int, of: "Slots | None" = None
@@ -122,9 +150,9 @@ class Slots(Cache):
         other = self if of is None else of
         for layer, keys in other.keys.items():
             if layer not in self.keys:
-                self._allocate(keys[:, :, :1], other.values[layer][..., :1].transpose(2, 3), layer)
+                self._allocate(keys, other.values[layer], layer)
             self.keys[layer][target, :, :length] = keys[source, :, :length]
-            self.values[layer][target, :, :, :length] = other.values[layer][source, :, :, :length]
+            self.values[layer][target, :, :length] = other.values[layer][source, :, :length]
 
     @property
     def stepping(self) -> bool:
@@ -179,23 +207,23 @@ class _Reading:
         from_values = new_values[self.source].to(values.dtype)
         if self.from_nothing:
             keys[self.target, :, :length] = from_keys
-            values[self.target, :, :, :length] = from_values.transpose(2, 3)
+            values[self.target, :, :length] = from_values
             return new_keys, new_values
         if len(self.starts) == 1:
             part = slice(self.starts[0], self.starts[0] + length)
             keys[self.target, :, part] = from_keys
-            values[self.target, :, :, part] = from_values.transpose(2, 3)
+            values[self.target, :, part] = from_values
         else:
             # padding must not run past the slot: there it goes to its last place, used by nothing
             starts = torch.tensor([self.starts[row] for row in self.source])
             at = (starts[:, None] + torch.arange(length)).clamp_(max=keys.shape[2] - 1)
             at, slots = at.to(keys.device), torch.tensor(self.target, device=keys.device)[:, None]
             keys[slots, :, at] = from_keys.transpose(1, 2)
-            values[slots, :, :, at] = from_values.transpose(1, 2)
+            values[slots, :, at] = from_values.transpose(1, 2)
         first = [self.target[self.source.index(row)] for row in range(len(self.starts))]
         end = max(self.ends)
         rows = slice(first[0], first[0] + 1) if len(first) == 1 else first
-        return keys[rows, :, :end], values[rows, :, :, :end].transpose(2, 3).contiguous()
+        return keys[rows, :, :end], values[rows, :, :end]
 
 
 def _read_only(rows: int) -> Slots:
@@ -205,18 +233,16 @@ def _read_only(rows: int) -> Slots:
     return slots
 
 
-def _grown(old: Tensor, *, rows: int, length: int, axis: int) -> Tensor:
-    shape = list(old.shape)
-    held = old.shape
-    shape[0], shape[axis] = rows, length
-    new = old.new_zeros(shape)
-    new[: held[0]].narrow(axis, 0, held[axis]).copy_(old)
+def _grown(old: Tensor, *, rows: int, length: int) -> Tensor:
+    held, heads, room, width = old.shape
+    new = old.new_zeros((rows, heads, length, width))
+    new[:held, :, :room] = old
     return new
 
 
 class Blocks:
-    """Parts of prompts that were read, each of BLOCK tokens: keys [blocks, KV, BLOCK, D], values
-    [blocks, KV, D, BLOCK] a layer. Which text they are of: prefix.py."""
+    """Parts of prompts that were read, each of BLOCK tokens: keys and values
+    [blocks, KV, BLOCK, D] a layer. Which text they are of: prefix.py."""
 
     def __init__(self) -> None:
         self._keys: dict[int, Tensor] = {}
@@ -228,27 +254,20 @@ class Blocks:
             return
         numbers = [number for number, _ in blocks]
         places = [place for _, place in blocks]
-        for layer, keys in slots.keys.items():
-            parts = _cut(keys[slot], axis=1)[:, numbers].transpose(0, 1)
-            _put(self._keys, layer, places, parts)
-            parts = _cut(slots.values[layer][slot], axis=2)[:, :, numbers].permute(2, 0, 1, 3)
-            _put(self._values, layer, places, parts)
+        for table, held in ((self._keys, slots.keys), (self._values, slots.values)):
+            for layer, states in held.items():
+                parts = states[slot].unflatten(1, (-1, BLOCK))[:, numbers]
+                _put(table, layer, places, parts.transpose(0, 1))
 
     def load(self, places: list[int], slots: Slots, slot: int) -> None:
         """Write the blocks at `places` to the beginning of a slot."""
         end = len(places) * BLOCK
-        for layer, blocks in self._keys.items():
+        for layer, keys in self._keys.items():
+            values = self._values[layer]
             if layer not in slots.keys:
-                values = self._values[layer][:1].transpose(2, 3)
-                slots._allocate(blocks[:1], values, layer)
-            slots.keys[layer][slot, :, :end] = blocks[places].transpose(0, 1).flatten(1, 2)
-            values = self._values[layer][places].permute(1, 2, 0, 3)
-            slots.values[layer][slot, :, :, :end] = values.flatten(2)
-
-
-def _cut(whole: Tensor, *, axis: int) -> Tensor:
-    """A view with the places of `axis` by blocks."""
-    return whole.unflatten(axis, (-1, BLOCK))
+                slots._allocate(keys, values, layer)
+            for blocks, states in ((keys, slots.keys), (values, slots.values)):
+                states[layer][slot, :, :end] = blocks[places].transpose(0, 1).flatten(1, 2)
 
 
 def _put(table: dict[int, Tensor], layer: int, places: list[int], parts: Tensor) -> None:
@@ -287,54 +306,35 @@ def attend(
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"generation does not know {name!r} of {module}")
     dtype, scale = query.dtype, query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, softcap = sliding_window or 0, softcap or 0.0
+    if slots is not None and slots.stepping:
+        mixed = slots.step(query, key, value, scale=scale, window=window, softcap=softcap)
+        return mixed.to(dtype), None
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary tables may have widened them
     slots = _read_only(len(query)) if slots is None else slots
-    mask = slots.mask(query, key.shape[2], window=sliding_window or 0)
-    if slots.stepping:
-        with torch.autocast(query.device.type, enabled=False):
-            out = _step(query, key, value, mask, scale=scale, softcap=softcap or 0.0)
-    elif softcap:
-        out = _prompt(query, key, value, mask, scale=scale, softcap=softcap)
-    else:
-        out = functional.scaled_dot_product_attention(
+    mask = slots.mask(query, key.shape[2], window=window)
+    out = _attention(query, key, value, mask, scale=scale, softcap=softcap)
+    return out.to(dtype).transpose(1, 2), None
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
+) -> Tensor:
+    """query [N, H, Q, D], key and value [N, KV, L, D]; [N, H, Q, D]. No mask: plain causality.
+
+    SDPA, unless scores are bent to (-softcap, softcap), which it cannot.
+    """
+    shared = query.shape[1] // key.shape[1]
+    if not softcap:
+        return functional.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=shared > 1,
         )
-    return out.to(dtype).transpose(1, 2), None
-
-
-def _step(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
-) -> Tensor:
-    """One query a row. query [N, H, 1, D], key [N, KV, L, D], value [N, KV, D, L]; [N, H, 1, D].
-
-    Heads that share keys become columns of one product; slots of rows and heads are one batch.
-    """
-    num_rows, heads, _, width = query.shape
-    num_keys, shared = key.shape[2], heads // key.shape[1]
-    columns = query.reshape(-1, shared, width).transpose(1, 2)
-    scores = torch.bmm(key.flatten(0, 1), columns).transpose(1, 2).mul_(scale)
-    if softcap:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    assert mask is not None
-    scores = scores.reshape(num_rows, heads, num_keys).masked_fill_(~mask[:, 0], float("-inf"))
-    weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
-    # The flat view sets the strides: with other ones the product of a single column is 4x slower.
-    weights = weights.view(-1, num_keys).view(-1, shared, num_keys)
-    mixed = torch.bmm(value.flatten(0, 1), weights.transpose(1, 2))
-    return mixed.transpose(1, 2).reshape(num_rows, heads, 1, -1)
-
-
-def _prompt(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, softcap: float
-) -> Tensor:
-    """Whole prompts with scores bent to (-softcap, softcap), which SDPA cannot; [N, H, Q, D]."""
-    shared = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, dim=1) for x in (key, value))
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
     if mask is None:

@@ -38,6 +38,20 @@ def load_model(
     return model.to(dtype)
 
 
+def read_config(folder: Path) -> Any:
+    """The transformers config of a model folder, without its weights; errors as `load_model`."""
+    _refuse_unsafe(folder, _read_config(folder))
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except _LOAD_ERRORS as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArtefactError(f"{folder}: transformers cannot read config.json: {first}") from error
+
+
 def _load_whole(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     config = _read_config(folder)
     _refuse_unsafe(folder, config)

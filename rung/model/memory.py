@@ -1,6 +1,8 @@
 """Memory that training a shape takes, against the memory there is. No torch here."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,7 @@ from rung.model.shape import SIZES, ModelConfig, Shape, resolve
 Optimizer = Literal["muon", "adamw"]
 
 _PROCESS = 500_000_000  # interpreter, torch and transformers, before the first tensor
+LEAST_MICROBATCH = 512  # tokens: with fewer a step is mostly dispatch
 _LOGIT_ROWS = 1024  # rows of logits that are held at once (rung/model/forward.py)
 
 
@@ -20,13 +23,14 @@ def memory_estimate(
     tokens_per_microbatch: int,
     optimizer: Optimizer = "muon",
     lora_r: int = 0,
+    base_bits: int = 16,
 ) -> int:
     """Peak bytes of training, an estimate to within a third: enough to refuse what cannot work.
 
     Weights and gradients in fp32 and a bf16 copy; one momentum for a matrix under Muon, two for
     what AdamW trains; per token and layer what autograd keeps of an eager bf16 decoder layer.
     lora_r: rank of an adapter on all linear layers, 0 without one. Then the base is frozen in
-    bf16 beside float32 embeddings, and an input is kept once for all layers that read it.
+    `base_bits` beside float32 embeddings, and an input is kept once for all layers that read it.
     """
     num_parameters = shape.num_parameters(vocab)
     num_matrix = shape.num_body_parameters if optimizer == "muon" else 0
@@ -34,7 +38,9 @@ def memory_estimate(
     per_token = 2 * (16 * shape.width + 5 * shape.ffn) + 4 * 6 * shape.width
     if lora_r:
         num_adapter = lora_parameters(shape, lora_r)
-        weights = 2 * shape.num_body_parameters + 4 * vocab * shape.width + 16 * num_adapter
+        weights = (
+            base_bits * shape.num_body_parameters // 8 + 4 * vocab * shape.width + 16 * num_adapter
+        )
         per_token = 2 * (9 * shape.width + 4 * shape.ffn) + 4 * 2 * shape.width
     activations = tokens_per_microbatch * (shape.layers * per_token + 8 * shape.width)
     logits = 3 * 4 * min(_LOGIT_ROWS, tokens_per_microbatch) * vocab + 4 * vocab * shape.width
@@ -66,23 +72,64 @@ def check_memory(
     limit = available_memory() if available is None else available
     if limit is None or needed <= limit:
         return needed
-    ways = []
-    smaller = tokens_per_microbatch // 2
-    while smaller >= 512:
-        if _fits(shape, vocab, smaller, optimizer, limit):
-            ways.append(f"microbatches of {smaller} tokens (now {tokens_per_microbatch})")
-            break
-        smaller //= 2
+    ways = _smaller_microbatch(
+        tokens_per_microbatch, lambda tokens: _fits(shape, vocab, tokens, optimizer, limit)
+    )
     fitting = largest_size(
         vocab, available=limit, tokens_per_microbatch=tokens_per_microbatch, optimizer=optimizer
     )
     if fitting is not None:
         ways.append(f"size {fitting}")
     way_out = f"use {' or '.join(ways)}" if ways else "no size fits: free some memory"
-    raise ResourceError(
+    raise _too_large(shape, vocab, needed=needed, limit=limit, way_out=way_out)
+
+
+def check_tuning_memory(
+    shape: Shape,
+    vocab: int,
+    *,
+    tokens_per_microbatch: int,
+    optimizer: Optimizer,
+    lora_r: int,
+    base_bits: int,
+    available: int | None = None,
+) -> None:
+    """ResourceError, with what would fit, where fine-tuning a given model takes more memory than
+    there is. The arguments are those of `memory_estimate` and `check_memory`."""
+    limit = available_memory() if available is None else available
+    sizes = partial(memory_estimate, shape, vocab)
+    now = partial(sizes, optimizer=optimizer, lora_r=lora_r, base_bits=base_bits)
+    needed = now(tokens_per_microbatch=tokens_per_microbatch)
+    if limit is None or needed <= limit:
+        return
+    ways = _smaller_microbatch(
+        tokens_per_microbatch, lambda tokens: now(tokens_per_microbatch=tokens) <= limit
+    )
+    small = min(tokens_per_microbatch, LEAST_MICROBATCH)
+    adapter = partial(sizes, tokens_per_microbatch=small, optimizer="adamw", lora_r=16)
+    if not lora_r and adapter() <= limit:
+        ways.append("adapter: lora")
+    if base_bits > 4 and not ways and adapter(base_bits=4) <= limit:
+        ways.append("adapter: lora with base_bits: 4")
+    way_out = f"use {' or '.join(ways)}" if ways else "use a smaller model, or free some memory"
+    raise _too_large(shape, vocab, needed=needed, limit=limit, way_out=way_out)
+
+
+def _too_large(shape: Shape, vocab: int, *, needed: int, limit: int, way_out: str) -> ResourceError:
+    return ResourceError(
         f"training {shape.num_parameters(vocab) / 1e6:.1f} M parameters needs about"
         f" {needed / 1e9:.1f} GB, {limit / 1e9:.1f} GB are available; {way_out}"
     )
+
+
+def _smaller_microbatch(tokens: int, fits: Callable[[int], bool]) -> list[str]:
+    """The largest half, quarter, ... of a microbatch that fits, as a way out; [] without one."""
+    smaller = tokens // 2
+    while smaller >= LEAST_MICROBATCH:
+        if fits(smaller):
+            return [f"microbatch_tokens: {smaller} (now {tokens})"]
+        smaller //= 2
+    return []
 
 
 def largest_size(

@@ -36,7 +36,6 @@ class OnPolicyConfig(TrainConfig):
     max_new_tokens: int = Field(64, ge=1, description="longest answer, tokens")
     epochs: int = Field(2, ge=1, description="passes over a rollout")
     minibatches: int = Field(2, ge=1, description="optimizer updates per pass")
-    microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     missing_stop_penalty: float = Field(
         1.0, ge=0, description="taken from the reward of an answer cut at the limit"
     )

@@ -16,10 +16,12 @@ class TrainConfig(AdapterConfig):
     """What every training stage has in common; stages set their own defaults by subclassing.
 
     adapter_lr: the default of `lr` where an adapter is trained. Its matrices start small and are
-    few, so they want larger steps than whole weights, and AdamW.
+    few, so they want larger steps than whole weights, and AdamW. adapter_microbatch: the same for
+    `microbatch_tokens`; who trains an adapter is short of memory, most of which is activations.
     """
 
     adapter_lr: ClassVar[float] = 3e-4
+    adapter_microbatch: ClassVar[int] = 2048
 
     seed: int = Field(0, description="seed of order, initial weights and sampling")
     optimizer: Literal["muon", "adamw"] = Field(
@@ -37,6 +39,7 @@ class TrainConfig(AdapterConfig):
     warmup: float = Field(0.03, ge=0, le=1, description="share of iterations that warm up")
     decay: float = Field(0.5, ge=0, le=1, description="share of iterations that decay at the end")
     final_lr: float = Field(0.0, ge=0, le=1, description="learning rate at the end / peak")
+    microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     clip: float = Field(1.0, ge=0, description="largest gradient norm, 0 switches clipping off")
     precision: Precision = Field("auto", description="bf16 where the processor has it, else fp32")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
@@ -52,7 +55,12 @@ class TrainConfig(AdapterConfig):
     @classmethod
     def _defaults_of_an_adapter(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("adapter", "none") != "none":
-            return {"lr": cls.adapter_lr, "optimizer": "adamw", **values}
+            defaults = {
+                "lr": cls.adapter_lr,
+                "optimizer": "adamw",
+                "microbatch_tokens": cls.adapter_microbatch,
+            }
+            return {**defaults, **values}
         return values
 
 

@@ -32,7 +32,6 @@ class PreferenceConfig(TrainConfig):
 
     epochs: int = Field(2, ge=1, description="passes over the training rankings")
     rankings_per_update: int = Field(16, ge=1, description="prompts in one optimizer update")
-    microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     heldout_fraction: float = Field(0.1, gt=0, lt=1, description="share of prompts held out")
     nll_weight: float = Field(0.0, ge=0, description="weight of the chosen answers' likelihood")
     optimizer: Literal["muon", "adamw"] = Field("adamw", description="fine-tuning keeps to AdamW")

@@ -51,7 +51,6 @@ class Config(TrainConfig):
         None, ge=1, description="passes over the texts; None: 60 of a head alone, else 3"
     )
     texts_per_update: int = Field(32, ge=1, description="texts in one optimizer update")
-    microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     max_tokens: int = Field(512, ge=16, description="tokens read of a text with its template")
     depth: float = Field(
         0.67, gt=0, le=1, description="share of the decoder layers that reads; the rest is not run"

@@ -59,7 +59,6 @@ class Config(TrainConfig):
 
     epochs: int = Field(2, ge=1, description="passes over the training rankings")
     rankings_per_update: int = Field(16, ge=1, description="prompts in one optimizer update")
-    microbatch_tokens: int = Field(4096, ge=64, description="tokens in memory at once")
     heldout_fraction: float = Field(0.15, gt=0, lt=1, description="share of prompts held out")
     margin: float = Field(
         0.0, ge=0, description="lead a winner must have, in score units, beside that of its row"

@@ -39,7 +39,6 @@ class Config(TrainConfig):
         None, ge=1, description="optimizer updates at most: ends in the middle of an epoch"
     )
     tokens_per_step: int = Field(4096, ge=64, description="tokens of one optimizer update")
-    microbatch_tokens: int = Field(8192, ge=64, description="tokens in memory at once")
     overlong: Literal["drop", "shorten"] = Field(
         "drop", description="a conversation longer than the context: drop it, or its last turns"
     )
