@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_engine_generate import greedy_uncached, ragged, tiny
@@ -13,6 +14,7 @@ from rung.engine import native, steps
 from rung.engine.choose import _invert, choose
 from rung.engine.fused import FusedParts
 from rung.engine.generate import Ready, generate
+from rung.engine.layers import FusedLayers
 from rung.engine.sampling import Sampling
 from rung.errors import TrainingError
 
@@ -163,6 +165,70 @@ def test_parts_are_replaced_and_given_back(family: str, num_norms: int, rotary: 
         again = model(input_ids=ids).logits
     torch.testing.assert_close(fused, plain, atol=2e-5, rtol=1e-5)
     assert torch.equal(again, plain), "outside of the context nothing is replaced"
+
+
+@pytest.mark.parametrize("kind", [WIDE, HALF])
+def test_a_gate_is_silu_times_the_other(kind: Any) -> None:
+    x = (6 * torch.randn(5, 1, 96)).to(kind)
+    wanted = torch.nn.functional.silu(x[..., :48].double()) * x[..., 48:].double()
+    torch.testing.assert_close(
+        steps.gate(x).double(), wanted, atol=ROUNDING[kind], rtol=ROUNDING[kind]
+    )
+
+
+@pytest.mark.parametrize("kind", [WIDE, HALF])
+def test_a_norm_adds_first_and_in_place(kind: Any) -> None:
+    x, added, weight = torch.randn(5, 48), torch.randn(5, 48).to(kind), torch.randn(48)
+    wanted = x + added
+    ours = steps.rms_norm(x, weight, eps=1e-5, kind=kind, added=added)
+    assert torch.equal(x, wanted)
+    plain = steps.rms_norm(wanted, weight, eps=1e-5, kind=torch.float32)
+    torch.testing.assert_close(ours.float(), plain, atol=ROUNDING[kind], rtol=ROUNDING[kind])
+
+
+@pytest.mark.parametrize("kind", [WIDE, HALF])
+def test_attention_turns_query_and_key_first(kind: Any) -> None:
+    given = case(4, 2, 32, kind=kind, query_kind=WIDE)
+    angles = torch.randn(6, 1, 32)
+    table = (angles.cos(), angles.sin())
+    turned = {n: steps.turn(given[n], *table) for n in ("query", "key")}
+    apart = steps.attend(**{**given, **turned}, scale=0.2)
+    ours = steps.attend(**given, scale=0.2, angles=table)
+    torch.testing.assert_close(ours, apart, atol=ROUNDING[kind], rtol=ROUNDING[kind])
+
+
+@pytest.mark.parametrize(
+    ("family", "fused"),
+    [("llama", True), ("qwen2", True), ("granite", True), ("granite-residual", False),
+     ("mistral", False), ("qwen3", False), ("gemma2", False), ("gpt2", False),
+     ("llama-narrow", False)],
+)  # fmt: skip
+def test_layers_are_fused_where_a_trial_agrees(family: str, fused: bool) -> None:
+    """Granite has Llama's parts and may scale what they give: only the trial tells."""
+    ready = Ready(tiny(family), torch.float32)
+    assert bool(ready._parts[-1]) == fused
+
+
+def test_fused_layers_give_what_the_models_own_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny("qwen2"), ragged(6)
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.k_proj.bias)
+    sampling = Sampling(max_new_tokens=12)
+    for dtype, gap in ((torch.float32, 2e-5), (torch.bfloat16, 0.3)):
+        fused = generate(model, prompts, sampling, num_logps=0, dtype=dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(FusedLayers, "__bool__", lambda self: False)
+            patch.setattr(FusedLayers, "_alike", lambda self, model: False)
+            own = generate(model, prompts, sampling, num_logps=0, dtype=dtype)
+        pairs = [(a[0], b[0]) for a, b in zip(fused, own, strict=True)]
+        if dtype == torch.float32:
+            assert all(a.ids.tolist() == b.ids.tolist() for a, b in pairs)
+        for a, b in pairs:
+            assert a.logps is not None
+            assert b.logps is not None
+            differ = np.flatnonzero(a.ids != b.ids)  # bf16: another token, and all after it
+            same = int(differ[0]) if len(differ) else len(a.ids)
+            np.testing.assert_allclose(a.logps.chosen[:same], b.logps.chosen[:same], atol=gap)
 
 
 def test_training_beside_generation_keeps_its_gradients() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from rung.engine.engine import MAX_ROWS, Engine
 from rung.engine.fused import FusedParts
+from rung.engine.layers import FusedLayers
 from rung.engine.packed import PackedLinears
 from rung.engine.request import Request, check_prompt
 from rung.engine.sampling import Completion, Sampling
@@ -93,9 +94,11 @@ class Ready:
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
         self._stack = ExitStack()
-        self._parts: list[PackedLinears | FusedParts] = []
+        self._parts: list[PackedLinears | FusedParts | FusedLayers] = []
         with self:
-            self._parts = [PackedLinears(model, dtype), FusedParts(model)]
+            packed, parts = PackedLinears(model, dtype), FusedParts(model)
+            with packed(), parts():
+                self._parts = [packed, parts, FusedLayers(model, packed)]
 
     def __enter__(self) -> None:
         with ExitStack() as stack:

@@ -30,9 +30,14 @@ class PackedLinears:
     """
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        self._groups: list[_Group] = []
+        self._groups: list[LinearGroup] = []
         if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
-            self._groups = [_Group(layers, dtype) for layers in _by_input(model)]
+            self._groups = [LinearGroup(layers, dtype) for layers in _by_input(model)]
+
+    def group_of(self, layers: Sequence[nn.Module]) -> "LinearGroup | None":
+        """The group of exactly these layers, in this order."""
+        wanted = list(map(id, layers))
+        return next((g for g in self._groups if list(map(id, g.layers)) == wanted), None)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -45,14 +50,14 @@ class PackedLinears:
                 group.give_back()
 
 
-class _Group:
+class LinearGroup:
     """Layers that read one input. Their outputs are parts of one product, made for the first of
     them that is called."""
 
     def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
-        self._layers, self._dtype = layers, dtype
+        self.layers, self.dtype = layers, dtype
         weights = [_weight(layer) for layer in layers]
-        self._sizes = [len(weight) for weight in weights]
+        self.sizes = [len(weight) for weight in weights]
         whole = torch.cat([weight.to(dtype) for weight in weights])
         self._weight = torch.ops.mkldnn._reorder_linear_weight(whole, ROWS)
         biases = [getattr(layer, "bias", None) for layer in layers]
@@ -67,22 +72,22 @@ class _Group:
         self._left = 0
 
     def take_over(self) -> None:
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             layer.forward = self._forward_of(number)
 
     def give_back(self) -> None:
-        for layer in self._layers:
+        for layer in self.layers:
             layer.__dict__.pop("forward", None)
         self._input, self._outputs = None, ()
 
     def _forward_of(self, number: int) -> Any:
-        if len(self._layers) == 1:
-            return self._product
+        if len(self.layers) == 1:
+            return self.product
 
         def forward(x: Tensor) -> Tensor:
             if x is not self._input:
-                self._outputs = self._product(x).split(self._sizes, dim=-1)
-                self._input, self._left = x, len(self._layers)
+                self._outputs = self.product(x).split(self.sizes, dim=-1)
+                self._input, self._left = x, len(self.layers)
             out = self._outputs[number]
             self._left -= 1
             if not self._left:
@@ -91,9 +96,10 @@ class _Group:
 
         return forward
 
-    def _product(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """The outputs of all layers beside each other."""
         return torch.ops.mkldnn._linear_pointwise(
-            x.to(self._dtype), self._weight, self._bias, "none", [], ""
+            x.to(self.dtype), self._weight, self._bias, "none", [], ""
         )
 
 

@@ -107,12 +107,14 @@ class Slots(Cache):
         value: Tensor,
         *,
         scale: float,
-        window: int,
-        softcap: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        angles: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Write one key and value of each row and attend to what its slot holds; [N, 1, H, D].
 
-        query [N, H, 1, D]; key, value [N, KV, 1, D], as `update` gave them.
+        query [N, H, 1, D]; key, value [N, KV, 1, D], as `update` gave them. angles: cos and sin
+        [N, 1, D], where query and key are not turned yet; only where `steps.can_attend`.
         """
         assert self._positions is not None
         keys, values = self.keys[self._layer], self.values[self._layer]
@@ -127,7 +129,9 @@ class Slots(Cache):
                 scale=scale,
                 window=window,
                 softcap=softcap,
+                angles=angles,
             )
+        assert angles is None
         rows = torch.arange(len(self._positions), device=self._positions.device)
         keys[rows, :, self._positions] = key[:, :, 0].to(keys.dtype)
         values[rows, :, self._positions] = value[:, :, 0].to(values.dtype)

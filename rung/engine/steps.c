@@ -44,6 +44,24 @@ INLINE float sum(vec x) {
     return part[0];
 }
 
+/* Lane i of the result is the sum of x[i]: four rounds of halving, two vectors into one. */
+INLINE vec sums(const vec x[LANES]) {
+    vec a[8], b[4], c[2];
+#define HALVES(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+    for (int i = 0; i < 8; i++)
+        a[i] = HALVES(x[i], x[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               HALVES(x[i], x[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; i++)
+        b[i] = HALVES(a[i], a[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               HALVES(a[i], a[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    for (int i = 0; i < 2; i++)
+        c[i] = HALVES(b[i], b[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               HALVES(b[i], b[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return HALVES(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           HALVES(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#undef HALVES
+}
+
 /* e to the x for x <= 0, to 2e-7 of it, and 0 below e^-87: 2^n times the series of what is left,
    |rest| < 0.35. */
 INLINE vec exponential(vec x) {
@@ -71,6 +89,7 @@ typedef struct {
     void *keys, *values;             /* slots [rows, KV, length, D] */
     void *out;                       /* [N, H, D] */
     const int64_t *at;               /* [N]: where each row writes its key and value */
+    const void *cos, *sin;           /* [N, D]: query and key are turned by it first; or NULL */
     int64_t query_row, query_head, key_row, key_head, value_row, value_head;
     int64_t slot_row, slot_head;
     int64_t rows, heads, kv_heads, width;
@@ -78,7 +97,27 @@ typedef struct {
     float scale, softcap; /* softcap 0: none */
     int32_t wide_query;   /* query and key are float32 */
     int32_t wide;         /* value, slots and output are float32 */
+    int32_t wide_table;   /* cos and sin are float32 */
 } Step;
+
+/* x of a row's query or key, turned where there are tables, times the factor, as float32. */
+INLINE void prepare(const Step *s, float *to, const void *from, long at, long row, float factor,
+                    long width, int wide) {
+    const long half = width / 2, table = row * width;
+    if (!s->cos) {
+        for (long d = 0; d < width; d += LANES) store(to, d, load(from, at + d, wide) * factor, 1);
+        return;
+    }
+    for (long d = 0; d < half; d += LANES) {
+        vec low = load(from, at + d, wide), high = load(from, at + half + d, wide);
+        vec first = low * load(s->cos, table + d, s->wide_table) -
+                    high * load(s->sin, table + d, s->wide_table);
+        vec second = high * load(s->cos, table + half + d, s->wide_table) +
+                     low * load(s->sin, table + half + d, s->wide_table);
+        store(to, d, first * factor, 1);
+        store(to, half + d, second * factor, 1);
+    }
+}
 
 /* One row and key head with the `shared` query heads that read it. scores [shared, span]. */
 INLINE void attend(const Step *s, long row, long head, float *scores, long span, float *queries,
@@ -89,22 +128,26 @@ INLINE void attend(const Step *s, long row, long head, float *scores, long span,
     const long slot = row * s->slot_row + head * s->slot_head;
     const long from_key = row * s->key_row + head * s->key_head;
     const long from_value = row * s->value_row + head * s->value_head;
+    prepare(s, queries, s->key, from_key, row, 1.0f, width, wide_query);
     for (long d = 0; d < width; d += LANES) {
-        store(s->keys, slot + last * width + d, load(s->key, from_key + d, wide_query), wide);
+        store(s->keys, slot + last * width + d, load(queries, d, 1), wide);
         store(s->values, slot + last * width + d, load(s->value, from_value + d, wide), wide);
     }
     for (long r = 0; r < shared; r++) {
-        long from = row * s->query_row + (head * shared + r) * s->query_head;
-        for (long d = 0; d < width; d += LANES)
-            store(queries, r * width + d, load(s->query, from + d, wide_query) * s->scale, 1);
+        const long from = row * s->query_row + (head * shared + r) * s->query_head;
+        prepare(s, queries + r * width, s->query, from, row, s->scale, width, wide_query);
     }
-    for (long l = 0; l < count; l++) {
-        const long at = slot + (first + l) * width;
+    for (long l = 0; l < count; l += LANES) {
         for (long r = 0; r < shared; r++) {
-            vec dot = {};
-            for (long d = 0; d < width; d += LANES)
-                dot += load(queries, r * width + d, 1) * load(s->keys, at + d, wide);
-            scores[r * span + l] = sum(dot);
+            vec dots[LANES];
+            for (long i = 0; i < LANES; i++) {
+                const long key = l + i < count ? first + l + i : last;
+                dots[i] = (vec){};
+                for (long d = 0; d < width; d += LANES)
+                    dots[i] += load(queries, r * width + d, 1) *
+                               load(s->keys, slot + key * width + d, wide);
+            }
+            store(scores, r * span + l, sums(dots), 1);
         }
     }
     for (long r = 0; r < shared; r++) {
@@ -182,19 +225,25 @@ int step_attention(const Step *s, int threads) {
 }
 
 typedef struct {
-    const void *input, *weight; /* [rows, width], [width] */
-    void *out;               /* [rows, width] */
+    void *input;        /* [rows, width] */
+    const void *added;  /* [rows, width]: added to the input, in place, first; or NULL */
+    const void *weight; /* [width] */
+    void *out;          /* [rows, width] */
     int64_t rows, width;
     float eps, offset; /* the weight is offset + weight */
-    int32_t wide, wide_weight, wide_out;
+    int32_t wide, wide_added, wide_weight, wide_out;
 } Norm;
 
-/* x / sqrt(mean(x^2) + eps), rounded to the type of x, times the weight. */
+/* x / sqrt(mean(x^2) + eps), after what is added, rounded to the type of x, times the weight. */
 INLINE void norm_row(const Norm *s, long row, int wide, int wide_weight, int wide_out) {
     const long at = row * s->width;
     vec squares = {};
     for (long d = 0; d < s->width; d += LANES) {
         vec x = load(s->input, at + d, wide);
+        if (s->added) {
+            x += load(s->added, at + d, s->wide_added);
+            store(s->input, at + d, x, wide);
+        }
         squares += x * x;
     }
     const float factor = 1.0f / sqrtf(sum(squares) / s->width + s->eps);
@@ -212,8 +261,10 @@ INLINE void norm_row(const Norm *s, long row, int wide, int wide_weight, int wid
 void rms_norm(const Norm *s, int threads) {
 #pragma omp parallel for num_threads(threads) if (s->rows * s->width > 30000)
     for (long row = 0; row < s->rows; row++) {
-        if (s->wide && s->wide_weight)
+        if (s->wide && s->wide_weight && s->wide_out)
             norm_row(s, row, 1, 1, 1);
+        else if (s->wide && s->wide_weight)
+            norm_row(s, row, 1, 1, 0);
         else
             norm_row(s, row, s->wide, s->wide_weight, s->wide_out);
     }
@@ -255,6 +306,36 @@ void turn(const Turn *s, int threads) {
             turn_token(s, item, 0, 1, 1);
         else
             turn_token(s, item, s->wide, s->wide_table, s->wide_out);
+    }
+}
+
+typedef struct {
+    const void *input; /* [rows, 2 * width]: gates, then what they let through */
+    void *out;         /* [rows, width] */
+    int64_t rows, width;
+    int32_t wide;
+} Gate;
+
+/* x / (1 + e^-x) of the gate, times the other (SwiGLU, Shazeer 2020). */
+INLINE void gate_row(const Gate *s, long row, int wide) {
+    for (long d = 0; d < s->width; d += LANES) {
+        const vec x = load(s->input, 2 * row * s->width + d, wide);
+        const vec other = load(s->input, (2 * row + 1) * s->width + d, wide);
+        const ints negative = x < 0.0f;
+        const vec power = exponential((vec)((ints)x | (ints)((bits){} + 0x80000000u))); /* -|x| */
+        const vec one = (vec){} + 1.0f;
+        const vec top = (vec)((negative & (ints)power) | (~negative & (ints)one));
+        store(s->out, row * s->width + d, x * top / (one + power) * other, wide);
+    }
+}
+
+void gate(const Gate *s, int threads) {
+#pragma omp parallel for num_threads(threads) if (s->rows * s->width > 10000)
+    for (long row = 0; row < s->rows; row++) {
+        if (s->wide)
+            gate_row(s, row, 1);
+        else
+            gate_row(s, row, 0);
     }
 }
 

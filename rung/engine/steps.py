@@ -28,16 +28,18 @@ def _fields(pointers: str, counts: str, fractions: str, marks: str) -> list[tupl
 
 class _Step(_Record):
     _fields_ = _fields(
-        "query key value keys values out at",
+        "query key value keys values out at cos sin",
         "query_row query_head key_row key_head value_row value_head slot_row slot_head"
         " rows heads kv_heads width window",
         "scale softcap",
-        "wide_query wide",
+        "wide_query wide wide_table",
     )
 
 
 class _Norm(_Record):
-    _fields_ = _fields("input weight out", "rows width", "eps offset", "wide wide_weight wide_out")
+    _fields_ = _fields(
+        "input added weight out", "rows width", "eps offset", "wide wide_added wide_weight wide_out"
+    )
 
 
 class _Turn(_Record):
@@ -47,6 +49,10 @@ class _Turn(_Record):
         "",
         "wide wide_table wide_out",
     )
+
+
+class _Gate(_Record):
+    _fields_ = _fields("input out", "rows width", "", "wide")
 
 
 class _Draw(_Record):
@@ -67,14 +73,15 @@ def attend(
     at: Tensor,
     *,
     scale: float,
-    window: int,
-    softcap: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Write the new key and value of each row to its slot and attend; [N, 1, H, D].
 
     query [N, H, 1, D]; key, value [N, KV, 1, D]; keys, values: slots [rows, KV, length, D], of the
     type of `value`; at int64 [N]: where each row writes. It sees what is up to there, within the
-    window (0: none).
+    window (0: none). angles: cos and sin [N, 1, D] where query and key are not turned yet (`turn`).
     """
     if key.dtype != query.dtype or query.dtype not in (torch.float32, value.dtype):
         query, key = query.to(value.dtype), key.to(value.dtype)
@@ -85,10 +92,12 @@ def attend(
     out = torch.empty((rows, 1, heads, width), dtype=value.dtype)
     record = _Step(
         *(x.data_ptr() for x in (query, key, value, keys, values, out, at)),
+        *(None if x is None else x.data_ptr() for x in angles or (None, None)),
         *(*query.stride()[:2], *key.stride()[:2], *value.stride()[:2], *keys.stride()[:2]),
         *(rows, heads, key.shape[1], width, window),
         *(scale, softcap),
         *(query.dtype == torch.float32, value.dtype == torch.float32),
+        angles is not None and angles[0].dtype == torch.float32,
     )
     if library().step_attention(ctypes.byref(record), torch.get_num_threads()):
         raise MemoryError("no memory for the attention weights of a step")
@@ -100,15 +109,27 @@ def can_norm(x: Tensor) -> bool:
     return _fits(x, x.shape[-1])
 
 
-def rms_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float, kind: torch.dtype) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis, as `kind`."""
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float,
+    kind: torch.dtype,
+    offset: float = 0.0,
+    added: Tensor | None = None,
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis, as `kind`.
+
+    added: like x; it is added to x first, in place.
+    """
+    assert added is None or (x.is_contiguous() and added.is_contiguous())
     x = x.contiguous()
     out = torch.empty(x.shape, dtype=kind)
     width = x.shape[-1]
     record = _Norm(
-        *(x.data_ptr(), weight.data_ptr(), out.data_ptr()),
-        *(x.numel() // width, width, eps, offset),
-        *(t.dtype == torch.float32 for t in (x, weight, out)),
+        *(x.data_ptr(), None if added is None else added.data_ptr()),
+        *(weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, offset),
+        *(t is not None and t.dtype == torch.float32 for t in (x, added, weight, out)),
     )
     library().rms_norm(ctypes.byref(record), torch.get_num_threads())
     return out
@@ -135,6 +156,18 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     )
     library().turn(ctypes.byref(record), torch.get_num_threads())
     return out.transpose(1, 2)
+
+
+def gate(x: Tensor) -> Tensor:
+    """silu of the first half of the last axis, times the second half: SwiGLU (Shazeer 2020)."""
+    x = x.contiguous()
+    width = x.shape[-1] // 2
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype)
+    record = _Gate(
+        *(x.data_ptr(), out.data_ptr(), out.numel() // width, width, x.dtype == torch.float32)
+    )
+    library().gate(ctypes.byref(record), torch.get_num_threads())
+    return out
 
 
 def can_draw(logits: Tensor) -> bool:

@@ -43,8 +43,8 @@ class AdapterConfig(Config):
             raise ValueError("this stage starts from random weights: there is no base to adapt")
         if self.lora_dropout and not self.takes_dropout:
             raise ValueError(
-                "lora_dropout is for continue, sft, classify and reward; here the log-probabilities must be "
-                "the policy's own: leave it out"
+                "lora_dropout is for continue, sft, classify and reward; here the "
+                "log-probabilities must be the policy's own: leave it out"
             )
         if self.adapter == "none":
             for name, field in AdapterConfig.model_fields.items():
