@@ -111,7 +111,7 @@ def test_clients_together_get_what_each_gets_alone(service: Service, folder: Pat
     clients = [ask(service, text, **setting) for text, setting in cases]
     said = [client.text() for client in clients]
     assert said == [alone(folder, text, **setting) for text, setting in cases]
-    assert all(sum(p.num_tokens for p in client.pieces) <= 16 for client in clients)
+    assert all(sum(len(p.ids) for p in client.pieces) <= 16 for client in clients)
     stats = service.stats()
     assert (stats.running, stats.waiting, stats.kv_tokens_used) == (0, 0, 0)
     before = stats.prefix_hits_total
@@ -132,7 +132,7 @@ def test_limits_are_called_length(service: Service) -> None:
     client = ask(service, "Once", temperature=0.0, max_new_tokens=3, stop_ids=())
     client.text()
     assert client.pieces[-1].finish == "length"
-    assert sum(piece.num_tokens for piece in client.pieces) == 3
+    assert sum(len(piece.ids) for piece in client.pieces) == 3
 
 
 def test_log_probabilities_spell_the_text(service: Service, folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_echo_scores_a_text_and_says_nothing_new(service: Service, folder: Path)
     client = ask(service, text, echo=True, top_logprobs=1, max_new_tokens=0)
     assert client.text() == text
     (piece,) = client.pieces
-    assert (piece.finish, piece.num_tokens) == ("length", 0)
+    assert (piece.finish, piece.ids) == ("length", ())
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.from_numpy(load_tokenizer(folder).encode(text).astype(np.int64))
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_closing_finishes_what_runs_and_takes_nothing_new(folder: Path) -> None:
     client = ask(service, "Once", max_new_tokens=100, stop_ids=())
     service.close(drain_seconds=60)
     client.text()
-    assert sum(piece.num_tokens for piece in client.pieces) == 100
+    assert sum(len(piece.ids) for piece in client.pieces) == 100
     with pytest.raises(ClosingError):
         ask(service, "Once")
 

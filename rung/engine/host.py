@@ -207,7 +207,7 @@ class Job:
                 tokens += self._prompt_tokens(sample)
         if self.order.top_logprobs is not None:
             tokens += [self._spell(sample.ids[at], *sample.logps[at]) for at in shown.notes]
-        fresh, self._told[index] = len(sample.ids) - self._told[index], len(sample.ids)
+        fresh, self._told[index] = tuple(sample.ids[self._told[index] :]), len(sample.ids)
         piece = Piece(index, text, tuple(tokens), fresh, finish, shown.stop)
         if not self._choosing:
             self.deliver(piece)

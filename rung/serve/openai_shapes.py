@@ -42,6 +42,7 @@ class Sampled(Shape):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop_token_ids: list[int] | None = None
+    return_token_ids: bool | None = None
 
     @property
     def wants_usage(self) -> bool:
