@@ -26,7 +26,7 @@ from rung.engine.orders import (
 )
 from rung.engine.sampling import Sampling
 from rung.engine.service import Service
-from rung.errors import DataError
+from rung.errors import ArtefactError, DataError
 from rung.model.adapter_config import AdapterConfig
 from rung.model.adapters import add_adapter, save_trained
 from rung.model.load import load_model
@@ -268,18 +268,23 @@ def test_a_new_model_takes_over_without_a_dropped_request(
     assert stats.new_tokens_total >= 120, "what it did still counts"
 
 
-def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
+def adapters_over(folder: Path, store: Path, *, count: int) -> Path:
+    """A store with `base` and adapters a0, a1, ... over it."""
     base = shutil.copytree(folder, store / "base")
-    for seed in range(3):
+    for seed in range(count):
         model = load_model(base)
-        add_adapter(model, AdapterConfig(adapter="lora", lora_r=2), dtype=torch.float32, seed=seed)
+        add_adapter(model, AdapterConfig(adapter="dora", lora_r=2), dtype=torch.float32, seed=seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(generator=torch.Generator().manual_seed(seed)).mul_(0.5)
         save_trained(model, store / f"a{seed}", base="base")
         load_tokenizer(base).save_into(store / f"a{seed}")
+    return store
+
+
+def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path: Path) -> None:
+    store = adapters_over(folder, tmp_path / "store", count=3)
     names = {"plain": store / "base", "first": store / "a0", "second": store / "a1"}
     service = Service.open(names, options=OPTIONS)
     assert len(service._hosts) <= 1
@@ -294,6 +299,55 @@ def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path
         store / "a2", "Once", temperature=0.0
     )
     assert len(service._hosts) == 1
+    service.close(drain_seconds=10)
+
+
+def held(service: Service) -> set[str]:
+    """Adapters in memory: whose tensors are among the parameters of the one model."""
+    (host,) = service._hosts
+    parts = {part for name, _ in host.model.named_parameters() for part in name.split(".")}
+    return parts & {"a0", "a1", "a2"}
+
+
+def test_an_adapter_that_was_replaced_goes_with_its_last_request(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = adapters_over(folder, tmp_path / "store", count=3)
+    names = {"plain": store / "base", "first": store / "a0", "second": store / "a0"}
+    service = Service.open(names, options=OPTIONS)
+    options = {"temperature": 0.0, "max_new_tokens": 120, "stop_ids": ()}
+    before = ask(service, "Once", "first", **options)
+    assert before.begun.wait(60)
+    service.swap("first", store / "a1")
+    ask(service, "It", "first").text()
+    assert held(service) == {"a0", "a1"}, "the other name still speaks with a0"
+    service.swap("second", store / "a2")
+    assert before.text() == alone(store / "a0", "Once", **options), "it ended as it began"
+    service._call(lambda: None).result()  # what waited for its end has run
+    service._call(lambda: None).result()
+    assert held(service) == {"a1", "a2"}
+    service.swap("second", store / "a0")  # and comes back whole
+    assert held(service) == {"a0", "a1"}
+    again = ask(service, "Once", "second", **options)
+    assert again.text() == before.text()
+    service.close(drain_seconds=10)
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_the_old_one(folder: Path, tmp_path: Path) -> None:
+    store = adapters_over(folder, tmp_path / "store", count=2)
+    weights = store / "a1" / "adapter_model.safetensors"
+    moved = weights.rename(tmp_path / "moved")
+    names = {"plain": store / "base", "first": store / "a0"}
+    service = Service.open(names, options=OPTIONS)
+    said = ask(service, "Once", "first", temperature=0.0).text()
+    with pytest.raises(ArtefactError, match="has no adapter_model"):
+        service.swap("first", store / "a1")
+    assert held(service) == {"a0"}
+    assert ask(service, "Once", "first", temperature=0.0).text() == said
+    moved.rename(weights)
+    service.swap("first", store / "a1")
+    expected = alone(store / "a1", "Once", temperature=0.0)
+    assert ask(service, "Once", "first", temperature=0.0).text() == expected != said
     service.close(drain_seconds=10)
 
 

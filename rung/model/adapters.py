@@ -83,6 +83,16 @@ def attach_adapter(
     model.requires_grad_(False)
 
 
+def detach_adapter(model: PreTrainedModel, name: str) -> None:
+    """Take the adapter `name` out of `model` and let its memory go; nothing where it is not."""
+    for layer in adapted_layers(model):
+        layer._active_adapter = []  # ours says who is on; peft would warn and turn on another
+        layer.delete_adapter(name)
+        layer.using = None if layer.using == name else layer.using
+        layer.routes = None
+    getattr(model, "peft_config", {}).pop(name, None)
+
+
 def _inject(model: PreTrainedModel, lora: Any, *, name: str) -> None:
     from peft import inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
