@@ -542,6 +542,23 @@ def test_12_response_format(client):
     assert error["param"] == "response_format.json_schema.schema"
 
 
+def test_12_completions_keep_to_a_format_too(client, service):
+    more = {"n": 2, "max_tokens": 500, "response_format": {"type": "json_object"}}
+    for choice in client.json(TEXT, text(["hello", "EURO"], **more))["choices"]:
+        assert isinstance(json.loads(choice["text"]), dict)
+    wrong = text(response_format={"type": "poem"})
+    assert client.error(TEXT, wrong, status=400)["param"] == "response_format.type"
+    plain = client.json(TEXT, text(response_format={"type": "text"}))["choices"][0]
+    assert plain["text"] == ANSWER
+
+
+def test_12_a_chat_can_ask_for_the_best_of_several(client, service):
+    client.json(CHAT, chat(n=2, best_of=5))
+    assert (service.orders[-1].num_samples, service.orders[-1].best_of) == (2, 5)
+    assert client.error(CHAT, chat(best_of=1, n=2), status=400)["param"] == "best_of"
+    assert client.error(CHAT, chat(best_of=2, stream=True), status=400)["param"] == "best_of"
+
+
 def test_13_models(client):
     found = client.json("/v1/models")
     assert found["object"] == "list"
