@@ -408,6 +408,8 @@ def test_hidden_states_of_a_forest_are_those_of_the_merged_model(adapter_artefac
 
 def test_only_a_warning_of_no_use_is_kept_back(caplog: pytest.LogCaptureFixture) -> None:
     """bitsandbytes says it at its import, which any adapter brings about where it is installed."""
+    add_adapter(tiny_model(), AdapterConfig(adapter="lora"), dtype=torch.float32)
+    caplog.clear()
     library = logging.getLogger("bitsandbytes.backends.cpu.ops")
     library.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "offline")
     library.warning("this processor gives wrong numbers")
