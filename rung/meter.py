@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from rung.model.memory import used_memory
 from rung.store.durable import write_atomic
 
 _EVERY = 0.25  # seconds between two looks at memory
@@ -79,14 +80,13 @@ class Meter:
 def tree_rss(pid: int) -> int:
     """Resident bytes of `pid` and all its descendants; 0 where /proc is not there."""
     total, waiting = 0, [pid]
-    page = os.sysconf("SC_PAGE_SIZE")
     while waiting:
-        one = Path("/proc", str(waiting.pop()))
+        one = waiting.pop()
+        total += used_memory(one) or 0
         try:
-            total += int((one / "statm").read_text().split()[1]) * page
-            for children in one.glob("task/*/children"):
+            for children in Path("/proc", str(one)).glob("task/*/children"):
                 waiting += [int(child) for child in children.read_text().split()]
-        except (OSError, IndexError):
+        except OSError:
             continue  # it ended while we looked
     return total
 

@@ -81,7 +81,8 @@ class _Sample:
         self.plan = deque([*self.tokenizer.encode(text).tolist(), sampling.stop_ids[0]])
         self.constraint = order.constraint.clone() if order.constraint is not None else None
         self.detok = Detokeniser(self.tokenizer.decode)
-        self.text, self.sent, self.count, self.unsent = "", 0, 0, 0
+        self.text, self.sent, self.count = "", 0, 0
+        self.unsent: list[int] = []
         self.tokens: deque[tuple[TokenLogprob, int]] = deque()
 
     def first(self) -> Piece | None:
@@ -93,12 +94,12 @@ class _Sample:
         tokens = [self._logprob(int(i), first=n == 0) for n, i in enumerate(self.order.prompt)] * (
             self.order.top_logprobs is not None
         )
-        return Piece(self.number, text, tuple(tokens), 0, "length" if done else None)
+        return Piece(self.number, text, tuple(tokens), (), "length" if done else None)
 
     def step(self) -> Piece | None:
         token = self._choose()
         self.count += 1
-        self.unsent += 1
+        self.unsent.append(int(token))
         sampling = self.order.sampling
         finish = stop = None
         if token in sampling.stop_ids:
@@ -124,9 +125,9 @@ class _Sample:
         tokens = []
         while self.tokens and (finish or self.tokens[0][1] <= self.sent):
             tokens.append(self.tokens.popleft()[0])
-        number, self.unsent = self.unsent, 0
+        ids, self.unsent = tuple(self.unsent), []
         shown = tuple(tokens) if self.order.top_logprobs is not None else ()
-        return Piece(self.number, text, shown, number, finish, stop)
+        return Piece(self.number, text, shown, ids, finish, stop)
 
     def _may_stop(self) -> int:
         """Characters at the end that a stop string could begin with."""
@@ -279,7 +280,7 @@ class FakeService:
         for piece in pieces:
             if piece is None:
                 continue
-            self.new_tokens += piece.num_tokens
+            self.new_tokens += len(piece.ids)
             if "FAILS" in piece.text or any(s.text.endswith("FAILS") for s in request.samples):
                 request.deliver(Failure(TrainingError("the model's logits are not finite")))
                 self.running.remove(request)

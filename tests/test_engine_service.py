@@ -26,7 +26,7 @@ from rung.engine.orders import (
 )
 from rung.engine.sampling import Sampling
 from rung.engine.service import Service
-from rung.errors import DataError
+from rung.errors import ArtefactError, DataError
 from rung.model.adapter_config import AdapterConfig
 from rung.model.adapters import add_adapter, save_trained
 from rung.model.load import load_model
@@ -111,7 +111,7 @@ def test_clients_together_get_what_each_gets_alone(service: Service, folder: Pat
     clients = [ask(service, text, **setting) for text, setting in cases]
     said = [client.text() for client in clients]
     assert said == [alone(folder, text, **setting) for text, setting in cases]
-    assert all(sum(p.num_tokens for p in client.pieces) <= 16 for client in clients)
+    assert all(sum(len(p.ids) for p in client.pieces) <= 16 for client in clients)
     stats = service.stats()
     assert (stats.running, stats.waiting, stats.kv_tokens_used) == (0, 0, 0)
     before = stats.prefix_hits_total
@@ -132,7 +132,7 @@ def test_limits_are_called_length(service: Service) -> None:
     client = ask(service, "Once", temperature=0.0, max_new_tokens=3, stop_ids=())
     client.text()
     assert client.pieces[-1].finish == "length"
-    assert sum(piece.num_tokens for piece in client.pieces) == 3
+    assert sum(len(piece.ids) for piece in client.pieces) == 3
 
 
 def test_log_probabilities_spell_the_text(service: Service, folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_echo_scores_a_text_and_says_nothing_new(service: Service, folder: Path)
     client = ask(service, text, echo=True, top_logprobs=1, max_new_tokens=0)
     assert client.text() == text
     (piece,) = client.pieces
-    assert (piece.finish, piece.num_tokens) == ("length", 0)
+    assert (piece.finish, piece.ids) == ("length", ())
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.from_numpy(load_tokenizer(folder).encode(text).astype(np.int64))
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_closing_finishes_what_runs_and_takes_nothing_new(folder: Path) -> None:
     client = ask(service, "Once", max_new_tokens=100, stop_ids=())
     service.close(drain_seconds=60)
     client.text()
-    assert sum(piece.num_tokens for piece in client.pieces) == 100
+    assert sum(len(piece.ids) for piece in client.pieces) == 100
     with pytest.raises(ClosingError):
         ask(service, "Once")
 
@@ -268,18 +268,23 @@ def test_a_new_model_takes_over_without_a_dropped_request(
     assert stats.new_tokens_total >= 120, "what it did still counts"
 
 
-def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
+def adapters_over(folder: Path, store: Path, *, count: int) -> Path:
+    """A store with `base` and adapters a0, a1, ... over it."""
     base = shutil.copytree(folder, store / "base")
-    for seed in range(3):
+    for seed in range(count):
         model = load_model(base)
-        add_adapter(model, AdapterConfig(adapter="lora", lora_r=2), dtype=torch.float32, seed=seed)
+        add_adapter(model, AdapterConfig(adapter="dora", lora_r=2), dtype=torch.float32, seed=seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.normal_(generator=torch.Generator().manual_seed(seed)).mul_(0.5)
         save_trained(model, store / f"a{seed}", base="base")
         load_tokenizer(base).save_into(store / f"a{seed}")
+    return store
+
+
+def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path: Path) -> None:
+    store = adapters_over(folder, tmp_path / "store", count=3)
     names = {"plain": store / "base", "first": store / "a0", "second": store / "a1"}
     service = Service.open(names, options=OPTIONS)
     assert len(service._hosts) <= 1
@@ -294,6 +299,55 @@ def test_adapters_share_their_base_and_join_while_it_runs(folder: Path, tmp_path
         store / "a2", "Once", temperature=0.0
     )
     assert len(service._hosts) == 1
+    service.close(drain_seconds=10)
+
+
+def held(service: Service) -> set[str]:
+    """Adapters in memory: whose tensors are among the parameters of the one model."""
+    (host,) = service._hosts
+    parts = {part for name, _ in host.model.named_parameters() for part in name.split(".")}
+    return parts & {"a0", "a1", "a2"}
+
+
+def test_an_adapter_that_was_replaced_goes_with_its_last_request(
+    folder: Path, tmp_path: Path
+) -> None:
+    store = adapters_over(folder, tmp_path / "store", count=3)
+    names = {"plain": store / "base", "first": store / "a0", "second": store / "a0"}
+    service = Service.open(names, options=OPTIONS)
+    options = {"temperature": 0.0, "max_new_tokens": 120, "stop_ids": ()}
+    before = ask(service, "Once", "first", **options)
+    assert before.begun.wait(60)
+    service.swap("first", store / "a1")
+    ask(service, "It", "first").text()
+    assert held(service) == {"a0", "a1"}, "the other name still speaks with a0"
+    service.swap("second", store / "a2")
+    assert before.text() == alone(store / "a0", "Once", **options), "it ended as it began"
+    service._call(lambda: None).result()  # what waited for its end has run
+    service._call(lambda: None).result()
+    assert held(service) == {"a1", "a2"}
+    service.swap("second", store / "a0")  # and comes back whole
+    assert held(service) == {"a0", "a1"}
+    again = ask(service, "Once", "second", **options)
+    assert again.text() == before.text()
+    service.close(drain_seconds=10)
+
+
+def test_an_adapter_that_cannot_be_loaded_leaves_the_old_one(folder: Path, tmp_path: Path) -> None:
+    store = adapters_over(folder, tmp_path / "store", count=2)
+    weights = store / "a1" / "adapter_model.safetensors"
+    moved = weights.rename(tmp_path / "moved")
+    names = {"plain": store / "base", "first": store / "a0"}
+    service = Service.open(names, options=OPTIONS)
+    said = ask(service, "Once", "first", temperature=0.0).text()
+    with pytest.raises(ArtefactError, match="has no adapter_model"):
+        service.swap("first", store / "a1")
+    assert held(service) == {"a0"}
+    assert ask(service, "Once", "first", temperature=0.0).text() == said
+    moved.rename(weights)
+    service.swap("first", store / "a1")
+    expected = alone(store / "a1", "Once", temperature=0.0)
+    assert ask(service, "Once", "first", temperature=0.0).text() == expected != said
     service.close(drain_seconds=10)
 
 

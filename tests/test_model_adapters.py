@@ -1,6 +1,7 @@
 """Adapters: the layer against peft's own, files that peft reads, merging, switching, refusals."""
 
 import json
+import logging
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -403,3 +404,13 @@ def test_hidden_states_of_a_forest_are_those_of_the_merged_model(adapter_artefac
     with torch.no_grad():
         one, two = (hidden_states(m, forest()) for m in (model, load_model(tuned.path)))
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-5)
+
+
+def test_only_a_warning_of_no_use_is_kept_back(caplog: pytest.LogCaptureFixture) -> None:
+    """bitsandbytes says it at its import, which any adapter brings about where it is installed."""
+    add_adapter(tiny_model(), AdapterConfig(adapter="lora"), dtype=torch.float32)
+    caplog.clear()
+    library = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    library.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "offline")
+    library.warning("this processor gives wrong numbers")
+    assert [r.getMessage() for r in caplog.records] == ["this processor gives wrong numbers"]

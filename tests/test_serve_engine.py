@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from exchange_models import make_model, tiny_tokenizer
 from serve_fake import Client, running, until
 from transformers import AutoModelForCausalLM
 
+from rung.engine.generate import generate
+from rung.engine.remote import RemoteEngine, sample_seed
+from rung.engine.sampling import Sampling
 from rung.engine.service import Service, ServiceOptions
+from rung.model.load import load_model
 from rung.serve.state import ServerState
 from rung.store.store import Store
 from rung.tokens.tokenizer import load_tokenizer
@@ -121,6 +126,25 @@ def test_scores_of_a_text_are_those_of_transformers(ai: openai.OpenAI, folder: P
         logps = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
     expected = logps[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()
     assert answer.choices[0].logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+
+
+def test_collecting_over_it_gets_the_ids_that_were_sampled(
+    served: tuple[Client, Service], folder: Path
+) -> None:
+    """A random model's tokens are not those its text would be cut into again."""
+    tokenizer = load_tokenizer(folder)
+    prompt = tokenizer.encode("Once upon a time")
+    sampling = Sampling(max_new_tokens=24, seed=3, stop_ids=tokenizer.stop_ids)
+    engine = RemoteEngine(f"{served[0].url}/v1")
+    assert engine.connect(tokenizer).endswith("sent as ids")
+    (row,) = engine.generate([prompt], sampling, num_samples=3, keys=[8])
+    engine.close()
+    model = load_model(folder)
+    for number, told in enumerate(row):
+        own = replace(sampling, seed=sample_seed(3, 8, number))
+        assert told.ids.tolist() == generate(model, [prompt], own)[0][0].ids.tolist()
+        assert told.exact
+    assert any(tokenizer.encode(t.text).tolist() != t.ids.tolist() for t in row)
 
 
 def test_embeddings_come_through(ai: openai.OpenAI, served: tuple[Client, Service]) -> None:

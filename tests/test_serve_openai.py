@@ -324,6 +324,52 @@ def test_8_what_completions_refuse(client):
     assert client.error(TEXT, text(["a"] * 300), status=400)["param"] == "prompt"
 
 
+def test_8_token_ids_are_told_where_asked_for(client):
+    """vLLM's shape: beside an answer those it was written with, its end token included."""
+    prompts = [client.json("/tokenize", {"prompt": p})["tokens"] for p in ("EURO", "hello")]
+    body = text(["EURO", "hello"], n=2, return_token_ids=True)
+    whole = client.json(TEXT, body)["choices"]
+    for choice in whole:
+        assert choice["prompt_token_ids"] == prompts[choice["index"] // 2]
+        *ids, _end = choice["token_ids"]
+        written = {"prompt": choice["text"], "add_special_tokens": False}
+        assert ids == client.json("/tokenize", written)["tokens"]
+    told: list[dict] = [{"ids": [], "prompts": []} for _ in whole]
+    for chunk in chunks(client, body, TEXT):
+        for choice in chunk["choices"]:
+            told[choice["index"]]["ids"] += choice["token_ids"]
+            told[choice["index"]]["prompts"] += [choice.get("prompt_token_ids")]
+    for choice, streamed in zip(whole, told, strict=True):
+        assert streamed["ids"] == choice["token_ids"]
+        first, *later = streamed["prompts"]
+        assert first == choice["prompt_token_ids"]
+        assert not any(later)  # once is enough
+    plain = client.json(TEXT, text("EURO"))["choices"][0]
+    assert not {"token_ids", "prompt_token_ids"} & set(plain)
+
+
+@pytest.mark.parametrize("question", ["EURO", "TWO CALLS"])
+def test_8_a_chat_tells_token_ids_too(client, question):
+    """Also those of calls, whose text no client sees."""
+    more = {"tools": [WEATHER]} if question == "TWO CALLS" else {}
+    body = chat(question, return_token_ids=True, n=2, **more)
+    whole = client.json(CHAT, body)
+    told = client.json("/tokenize", {"messages": body["messages"], **more})["tokens"]
+    assert whole["prompt_token_ids"] == told
+    said = {"prompt": LINES[question], "add_special_tokens": False}
+    ids = client.json("/tokenize", said)["tokens"]
+    assert [choice["token_ids"][:-1] for choice in whole["choices"]] == [ids, ids]
+    streamed: list[list[int]] = [[], []]
+    found = chunks(client, body)
+    for chunk in found:
+        for choice in chunk["choices"]:
+            streamed[choice["index"]] += choice["token_ids"]
+    assert streamed == [choice["token_ids"] for choice in whole["choices"]]
+    assert found[0]["prompt_token_ids"] == told
+    assert not any("prompt_token_ids" in chunk for chunk in found[2:])
+    assert "prompt_token_ids" not in client.json(CHAT, chat(question))
+
+
 def test_9_usage_counts_what_the_tokenizer_counts(client):
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
     answer = client.json(CHAT, {**chat(), "messages": messages})
@@ -494,6 +540,23 @@ def test_12_response_format(client):
     wrong["json_schema"] = {"name": "x"}
     error = client.error(CHAT, chat(response_format=wrong), status=400)
     assert error["param"] == "response_format.json_schema.schema"
+
+
+def test_12_completions_keep_to_a_format_too(client, service):
+    more = {"n": 2, "max_tokens": 500, "response_format": {"type": "json_object"}}
+    for choice in client.json(TEXT, text(["hello", "EURO"], **more))["choices"]:
+        assert isinstance(json.loads(choice["text"]), dict)
+    wrong = text(response_format={"type": "poem"})
+    assert client.error(TEXT, wrong, status=400)["param"] == "response_format.type"
+    plain = client.json(TEXT, text(response_format={"type": "text"}))["choices"][0]
+    assert plain["text"] == ANSWER
+
+
+def test_12_a_chat_can_ask_for_the_best_of_several(client, service):
+    client.json(CHAT, chat(n=2, best_of=5))
+    assert (service.orders[-1].num_samples, service.orders[-1].best_of) == (2, 5)
+    assert client.error(CHAT, chat(best_of=1, n=2), status=400)["param"] == "best_of"
+    assert client.error(CHAT, chat(best_of=2, stream=True), status=400)["param"] == "best_of"
 
 
 def test_13_models(client):

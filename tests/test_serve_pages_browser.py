@@ -101,6 +101,8 @@ def test_a_run_is_watched_while_it_works(page, address, stage):
     points = "document.querySelector('.plot').dataset.points"
     until(page, f"{points} === '30'")
     assert loss.locator("svg").count() > 0
+    tint = "getComputedStyle(document.querySelector('.plot .js-line')).stroke"
+    assert page.evaluate(tint) == "rgb(124, 201, 181)"  # --c0 of a dark page
     stage.steps(25)
     stage.samples.append({"step": 54, "prompt": HOSTILE, "text": HOSTILE})
     until(page, f"Number({points}) > 55")  # as logged, and smoothed

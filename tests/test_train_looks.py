@@ -1,18 +1,31 @@
 """What a stage logs beside its loss: bits per byte, memory, samples; whole again after a resume."""
 
+import json
 import math
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from train_tiny import artefact, context, dataset_artefact, feedback_artefact, model_artefact
+from train_tiny import (
+    artefact,
+    context,
+    dataset_artefact,
+    feedback_artefact,
+    instruction,
+    model_artefact,
+    same_bytes,
+)
 
+from rung.engine.generate import generate
+from rung.engine.sampling import Sampling
 from rung.evals.likelihood import document_bits
 from rung.model.load import load_model
 from rung.store.runlog import SAMPLES, RunLog, read_metrics
+from rung.tokens.chat import render
 from rung.tokens.tokenizer import load_tokenizer
-from rung.train.objectives import continued, grpo, reward
+from rung.train import watch
+from rung.train.objectives import continued, dpo, grpo, reward, sft
 
 HELD = ["what is it? tell me now", "good answer here \u00e9\u00e8", "bad answer there " * 9]
 
@@ -97,3 +110,40 @@ def test_answers_that_are_graded_are_samples(tmp_path):
     rows = RunLog(where.run, SAMPLES).read()
     assert [row["step"] for row in rows] == [0, 0, 0, 2, 2, 2]
     assert all(row["prompt"].startswith("what is ") and row["score"] <= 1 for row in rows)
+
+
+def _watched(stage, where, config, monkeypatch, *, share):
+    monkeypatch.setattr(watch, "SHARE", share)
+    stage.run(where, config)
+    return RunLog(where.run, SAMPLES).read()
+
+
+def test_what_is_tuned_answers_held_out_prompts_now_and_then(tmp_path, monkeypatch):
+    model = model_artefact(tmp_path / "model")
+    folder = tmp_path / "data"
+    data = dataset_artefact(folder, num=3)
+    rows = [instruction(index) for index in range(40)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = sft.Config(epochs=4, tokens_per_step=128, precision="fp32", checkpoints=0)
+    where = context(tmp_path / "often", model=model, dataset=data)
+    written = _watched(sft, where, config, monkeypatch, share=math.inf)
+    total = 1 + max(row["step"] for row in RunLog(where.run).read())
+    every = math.ceil(total / 6)
+    assert [row["step"] for row in written[::2]] == list(range(every - 1, total, every))
+    assert [row["prompt"] for row in written[:4]] == ["what is 0?", "what is 1?"] * 2
+    rarely = context(tmp_path / "rarely", model=model, dataset=data)
+    assert _watched(sft, rarely, config, monkeypatch, share=0) == written[:2]
+    assert same_bytes(where.out, rarely.out, ["model.safetensors"])  # watching changes nothing
+
+
+def test_the_last_look_is_what_the_model_says(tmp_path, monkeypatch):
+    feedback = feedback_artefact(tmp_path / "feedback", num=20)
+    where = context(tmp_path / "dpo", model=model_artefact(tmp_path / "model"), feedback=feedback)
+    config = dpo.Config(epochs=1, rankings_per_update=8, precision="fp32", lr=1e-2)
+    written = _watched(dpo, where, config, monkeypatch, share=math.inf)
+    tokenizer = load_tokenizer(where.out)
+    asked = [[{"role": "user", "content": row["prompt"]}] for row in written[-2:]]
+    prompts = [render(tokenizer, one, generation_prompt=True).ids for one in asked]
+    sampling = Sampling(max_new_tokens=48, temperature=0.0, stop_ids=tokenizer.stop_ids)
+    said = generate(load_model(where.out), prompts, sampling)
+    assert [row["text"] for row in written[-2:]] == [tokenizer.decode(a[0].ids) for a in said]

@@ -17,7 +17,7 @@ from rung.engine.orders import Failure, Order, Piece, ServiceOptions, TokenLogpr
 from rung.engine.request import Request, Sample
 from rung.engine.textstream import Text, TextStream
 from rung.errors import RungError
-from rung.model.adapters import attach_adapter, saved_bits
+from rung.model.adapters import attach_adapter, detach_adapter, saved_bits
 from rung.model.load import context_length, load_model
 from rung.model.memory import available_memory
 from rung.model.precision import pick_device, pick_dtype
@@ -56,8 +56,21 @@ class Host:
         name = folder.name
         if name not in getattr(self.model, "peft_config", {}):
             self._ready = None
-            attach_adapter(self.model, folder, name=name, dtype=self.dtype, bits=saved_bits(folder))
+            try:
+                bits = saved_bits(folder)
+                attach_adapter(self.model, folder, name=name, dtype=self.dtype, bits=bits)
+            except BaseException:
+                self.detach(name)  # half of it would be taken for the whole the next time
+                raise
         return name
+
+    def detach(self, name: str) -> None:
+        """Let an adapter go that nobody speaks with any more."""
+        detach_adapter(self.model, name)
+
+    def speaks_with(self, adapter: str | None) -> bool:
+        """Whether a job at work uses this adapter."""
+        return any(job.request.adapter == adapter for job in self._jobs.values())
 
     def _at_work(self) -> Ready:
         if self._ready is None:
@@ -207,7 +220,7 @@ class Job:
                 tokens += self._prompt_tokens(sample)
         if self.order.top_logprobs is not None:
             tokens += [self._spell(sample.ids[at], *sample.logps[at]) for at in shown.notes]
-        fresh, self._told[index] = len(sample.ids) - self._told[index], len(sample.ids)
+        fresh, self._told[index] = tuple(sample.ids[self._told[index] :]), len(sample.ids)
         piece = Piece(index, text, tuple(tokens), fresh, finish, shown.stop)
         if not self._choosing:
             self.deliver(piece)

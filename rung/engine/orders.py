@@ -68,14 +68,15 @@ class Piece:
     """What a client gets next of a sample.
 
     text: whole characters, none that may begin a stop text. tokens: those whose text is complete
-    with it, where log-probabilities were asked for. num_tokens: new tokens behind it. finish: on
-    the last piece of the sample; stop: the stop text that ended it, if one did.
+    with it, where log-probabilities were asked for. ids: all new tokens since the last piece, also
+    those without a text yet or any more. finish: on the last piece of the sample; stop: the stop
+    text that ended it, if one did.
     """
 
     sample: int
     text: str
     tokens: tuple[TokenLogprob, ...]
-    num_tokens: int
+    ids: tuple[int, ...]
     finish: Literal["stop", "length"] | None
     stop: str | None = None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -52,6 +52,7 @@ __all__ = [
     "UnknownModelError",
 ]
 
+T = TypeVar("T")
 MEMORY_OF_RATE = 0.9  # weight of the past in the rate at which samples end
 LONGEST_WAIT = 60.0  # seconds that a client is told to wait at most
 
@@ -157,12 +158,12 @@ class Service:
         """
         from rung.engine.host import Job
 
-        voice = self._find(name)
-        host = voice.host
-        self._check(order, host)
         count = max(order.num_samples, order.best_of)
-        job = Job(order, voice.tokenizer, deliver, voice=voice.adapter)
-        with self._wake:
+        with self._wake:  # found and posted in one: what is found cannot retire in between
+            voice = self._find(name)
+            host = voice.host
+            self._check(order, host)
+            job = Job(order, voice.tokenizer, deliver, voice=voice.adapter)
             if self._closing:
                 raise ClosingError("the server is shutting down and takes no more requests")
             waiting = self._coming + sum(h.engine.waiting for h in self._hosts)
@@ -175,11 +176,11 @@ class Service:
                 )
             self._coming += count
 
-        def begin() -> None:
-            self._coming -= count
-            host.start(job)
+            def begin() -> None:
+                self._coming -= count
+                host.start(job)
 
-        self._post(begin)
+            self._post(begin)
         return Ticket(self, host, job)
 
     def _check(self, order: Order, host: "Host") -> None:
@@ -197,47 +198,67 @@ class Service:
 
     def embed(self, name: str, prompts: Sequence[np.ndarray]) -> "Future[np.ndarray]":
         """Mean of the last hidden states, of length 1: float32 [n, W]."""
-        voice = self._find(name)
-        for prompt in prompts:
-            if not 0 < len(prompt) <= voice.host.context:
-                raise RequestError(
-                    f"an input has {len(prompt)} tokens; this model reads 1 to"
-                    f" {voice.host.context}",
-                    "input",
-                )
-        future: Future[np.ndarray] = Future()
+        with self._wake:
+            voice = self._find(name)
+            for prompt in prompts:
+                if not 0 < len(prompt) <= voice.host.context:
+                    raise RequestError(
+                        f"an input has {len(prompt)} tokens; this model reads 1 to"
+                        f" {voice.host.context}",
+                        "input",
+                    )
+            return self._call(lambda: voice.host.embed(prompts, voice.adapter))
 
-        def work() -> None:
+    def _call(self, work: Callable[[], T]) -> "Future[T]":
+        """What `work` gives on the engine's thread, or raises: the caller's to see, not the
+        engine's to die of."""
+        future: Future[T] = Future()
+
+        def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(voice.host.embed(prompts, voice.adapter))
-            except Exception as error:  # it is the client's to see, not the engine's to die of
+                future.set_result(work())
+            except Exception as error:
                 future.set_exception(error)
 
-        self._post(work)
+        self._post(run)
         return future
 
     def swap(self, name: str, folder: Path) -> None:
         """Serve `name` from another folder: what runs ends on the old weights, what comes next gets
         the new ones. Returns when they are loaded."""
-        old = self._find(name)
+        self._find(name)
         beside = next((h for h in self._hosts if h.folder == _base(folder) != folder), None)
-        if beside is not None:
-            done: Future[_Voice] = Future()
-            self._post(lambda: done.set_result(self._voice(beside, name, folder)))
-            voice = done.result()
-        else:
+        if beside is None:
             voice = self._voice(self._load(folder), name, folder)
-        self._voices[name] = voice
-        self._post(lambda: self._retire(old.host))
+            self._call(lambda: self._take_over(name, voice)).result()
+        else:  # joined and taken over in one: nothing that joins can retire in between
+            host = beside
+            self._call(lambda: self._take_over(name, self._voice(host, name, folder))).result()
 
-    def _retire(self, host: "Host") -> None:
-        """Let a model go that no name speaks with any more, once its last sample has ended."""
-        if any(voice.host is host for voice in self._voices.values()) or host not in self._hosts:
+    def _take_over(self, name: str, voice: _Voice) -> None:
+        with self._wake:
+            old, self._voices[name] = self._voices[name], voice
+        self._retire(old)
+
+    def _retire(self, old: _Voice) -> None:
+        """Let an adapter go that no name speaks with any more, and a model likewise, once the last
+        sample of it has ended."""
+        host = old.host
+        adapters = [voice.adapter for voice in self._voices.values() if voice.host is host]
+        if host not in self._hosts:
+            return
+        if adapters:
+            if old.adapter is None or old.adapter in adapters:
+                return
+            if host.speaks_with(old.adapter):
+                self._later(lambda: self._retire(old))
+            else:
+                host.detach(old.adapter)
             return
         if host.busy:
-            self._later(lambda: self._retire(host))
+            self._later(lambda: self._retire(old))
             return
         self._hosts.remove(host)
         engine = host.engine

@@ -22,6 +22,7 @@ from rung.exchange.gguf_read import read_gguf_model, read_gguf_vocabulary
 from rung.exchange.gguf_vocabulary import can_spell, mark_of_space
 from rung.model.attention import to_torch
 from rung.model.forward import hidden_states, output_head
+from rung.model.fourbit import hush_unused
 from rung.model.load import context_length, load_model
 from rung.model.types import PreTrainedModel
 from rung.tokens.chat import answer_ids, render
@@ -173,6 +174,7 @@ def _check_hf(asked: _Asked, tokenizer: Tokenizer, done: Export) -> Check:
 
     options: Any = {"local_files_only": True, "dtype": torch.float32}
     if done.to == "adapter":
+        hush_unused()
         from peft import PeftModel
 
         if not Path(done.base).is_dir():

@@ -21,7 +21,7 @@ from torch import nn
 from rung.config import did_you_mean
 from rung.errors import ArtefactError, ConfigError
 from rung.model.adapter_config import AdapterConfig
-from rung.model.fourbit import FourBit
+from rung.model.fourbit import FourBit, hush_unused
 from rung.model.load import save_model
 from rung.model.types import PreTrainedModel
 from rung.store.adapter import CONFIG_FILE, QUANTISED_FILE, WEIGHTS_FILE
@@ -43,6 +43,7 @@ def add_adapter(
     """
     if config.adapter == "none":
         return
+    hush_unused()
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
@@ -73,6 +74,7 @@ def attach_adapter(
     model: PreTrainedModel, folder: Path, *, name: str, dtype: torch.dtype, bits: int | None
 ) -> None:
     """Put the saved adapter of `folder` into `model`, its base, frozen and under `name`."""
+    hush_unused()
     from peft import LoraConfig, set_peft_model_state_dict
 
     lora = LoraConfig.from_pretrained(str(folder))
@@ -81,6 +83,16 @@ def attach_adapter(
     assert not result.unexpected_keys, result.unexpected_keys[:3]
     _shrink_base(model, dtype, bits=bits)
     model.requires_grad_(False)
+
+
+def detach_adapter(model: PreTrainedModel, name: str) -> None:
+    """Take the adapter `name` out of `model` and let its memory go; nothing where it is not."""
+    for layer in adapted_layers(model):
+        layer._active_adapter = []  # ours says who is on; peft would warn and turn on another
+        layer.delete_adapter(name)
+        layer.using = None if layer.using == name else layer.using
+        layer.routes = None
+    getattr(model, "peft_config", {}).pop(name, None)
 
 
 def _inject(model: PreTrainedModel, lora: Any, *, name: str) -> None:

@@ -46,9 +46,19 @@ def dequantise(codes: Tensor, state: Any) -> Tensor:
     return matrix
 
 
+def hush_unused() -> None:
+    """Keep back a warning of bitsandbytes that says nothing here. Call it before peft is used: it
+    imports that library for any adapter, where it is installed."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Not so: that a product of the library's own is missing, which is not used here."""
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+
+
 def _library() -> Any:
-    # It logs that a product of its own is missing, which is not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_unused()
     import bitsandbytes.functional as library
 
     return library

@@ -188,10 +188,11 @@ def _reclaimable(stat: Path) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
-def used_memory(root: Path = Path("/")) -> int | None:
-    """Resident bytes of this process; None on a system that does not say."""
+def used_memory(pid: int | None = None) -> int | None:
+    """Resident bytes of a process, of this one by default; None where it has ended, and on a system
+    that does not say."""
     try:
-        pages = int((root / "proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc", str(pid or "self"), "statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")

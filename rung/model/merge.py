@@ -18,7 +18,7 @@ from rung.config import Config as BaseConfig
 from rung.errors import ArtefactError
 from rung.model.adapter_config import require_peft
 from rung.model.adapters import saved_bits
-from rung.model.fourbit import require_four_bit, round_trip
+from rung.model.fourbit import hush_unused, require_four_bit, round_trip
 from rung.model.load import context_length, load_model, save_model
 from rung.model.types import PreTrainedModel
 from rung.store.adapter import base_id, layers_below
@@ -53,6 +53,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def _over(model: PreTrainedModel, folder: Path) -> Iterator[Any]:
     """peft's model: base and adapter, not merged; the base as the adapter saw it in training."""
     require_peft(f"{folder}: an adapter")
+    hush_unused()
     from peft import PeftModel
 
     bits = saved_bits(folder)

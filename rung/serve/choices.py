@@ -29,9 +29,10 @@ class Choice:
 
     parts: list[str] = field(default_factory=list)
     tokens: list[ShownToken] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     finish: str | None = None
-    num_tokens: int = 0
     length: int = 0
+    _num_told: int = 0
     _texts: TokenTexts = field(default_factory=TokenTexts)
 
     @property
@@ -42,7 +43,7 @@ class Choice:
         """Take a piece in; its tokens as they are shown."""
         self.parts.append(piece.text)
         self.length += len(piece.text)
-        self.num_tokens += piece.num_tokens
+        self.ids += piece.ids
         self.finish = piece.finish
         last = len(piece.tokens) - 1
         shown = [
@@ -53,6 +54,11 @@ class Choice:
             shown = _cut(shown, self._texts.over(self.length))
         self.tokens += shown
         return shown
+
+    def fresh_ids(self) -> list[int]:
+        """Ids since the last call: those of a chunk of a stream."""
+        fresh, self._num_told = self.ids[self._num_told :], len(self.ids)
+        return fresh
 
 
 def _cut(tokens: Sequence[ShownToken], over: int) -> list[ShownToken]:

@@ -41,10 +41,14 @@ class ChatWriter:
         self._streams = bool(body.stream)
         self._wants_logprobs = plan.orders[0].top_logprobs is not None
         self._wants_usage = body.wants_usage
+        self._wants_ids = bool(body.return_token_ids)
 
     def begin(self) -> list[Json]:
         first = {"role": "assistant", "content": ""}
-        return [self._chunk(chat_delta(i, first)) for i in range(len(self._readers))]
+        return [
+            {**self._chunk(chat_delta(i, first)), **self._prompt_ids()}
+            for i in range(len(self._readers))
+        ]
 
     def push(self, order: int, piece: Piece) -> list[Json]:
         number = piece.sample
@@ -85,8 +89,10 @@ class ChatWriter:
             message = chat_message(content, [_call(call) for call in calls])
             finish = _finish(choice.finish or "stop", len(calls))
             logprobs = self._logprobs(choice.tokens)
-            choices.append(chat_choice(number, message, logprobs=logprobs, finish=finish))
-        return {**self._reply.head(WHOLE), "choices": choices, "usage": self._reply.usage()}
+            told = chat_choice(number, message, logprobs=logprobs, finish=finish)
+            choices.append({**told, **self._ids(number)})
+        whole = {**self._reply.head(WHOLE), "choices": choices, "usage": self._reply.usage()}
+        return {**whole, **self._prompt_ids()}
 
     def close(self, seconds: float, first_token_seconds: float | None) -> None:
         self._reply.record(seconds, first_token_seconds)
@@ -94,8 +100,16 @@ class ChatWriter:
     def _logprobs(self, tokens: list[ShownToken]) -> Json | None:
         return chat_logprobs(tokens, self._plan.tokenizer) if self._wants_logprobs else None
 
+    def _prompt_ids(self) -> Json:
+        prompt = self._plan.orders[0].prompt
+        return {"prompt_token_ids": prompt.tolist()} if self._wants_ids else {}
+
+    def _ids(self, number: int) -> Json:
+        return {"token_ids": self._reply.choices[number].fresh_ids()} if self._wants_ids else {}
+
     def _chunk(self, choice: Json) -> Json:
-        chunk = {**self._reply.head(CHUNK), "choices": [choice]}
+        told = {**choice, **self._ids(choice["index"])}
+        chunk = {**self._reply.head(CHUNK), "choices": [told]}
         return {**chunk, "usage": None} if self._wants_usage else chunk
 
 

@@ -36,7 +36,9 @@ class CompletionWriter:
         self._streams = bool(body.stream)
         self._wants_logprobs = body.logprobs is not None
         self._offsets = [0] * len(self._reply.choices)
+        self._begun = [False] * len(self._reply.choices)
         self._wants_usage = body.wants_usage
+        self._wants_ids = bool(body.return_token_ids)
 
     def begin(self) -> list[Json]:
         return []
@@ -59,15 +61,11 @@ class CompletionWriter:
         return [self._reply.usage_chunk(OBJECT)] if self._wants_usage else []
 
     def whole(self) -> Json:
-        choices = [
-            text_choice(
-                number,
-                choice.text,
-                logprobs=self._logprobs(choice.tokens, offset=0),
-                finish=choice.finish,
-            )
-            for number, choice in enumerate(self._reply.choices)
-        ]
+        choices = []
+        for number, choice in enumerate(self._reply.choices):
+            logprobs = self._logprobs(choice.tokens, offset=0)
+            told = text_choice(number, choice.text, logprobs=logprobs, finish=choice.finish)
+            choices.append({**told, **self._ids(number, first=True)})
         return {**self._reply.head(OBJECT), "choices": choices, "usage": self._reply.usage()}
 
     def close(self, seconds: float, first_token_seconds: float | None) -> None:
@@ -78,7 +76,19 @@ class CompletionWriter:
             return None
         return text_logprobs(tokens, self._plan.tokenizer, offset=offset)
 
+    def _ids(self, number: int, *, first: bool) -> Json:
+        """What a chunk says of token ids; first: of this answer."""
+        if not self._wants_ids:
+            return {}
+        found: Json = {"token_ids": self._reply.choices[number].fresh_ids()}
+        if first:
+            order = self._plan.orders[number // self._plan.orders[0].num_samples]
+            found["prompt_token_ids"] = order.prompt.tolist()
+        return found
+
     def _chunk(self, number: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
         choice = text_choice(number, text, logprobs=logprobs, finish=finish)
+        choice |= self._ids(number, first=not self._begun[number])
+        self._begun[number] = True
         chunk = {**self._reply.head(OBJECT), "choices": [choice]}
         return {**chunk, "usage": None} if self._wants_usage else chunk

@@ -21,7 +21,8 @@ class StreamOptions(Shape):
 
 
 class Sampled(Shape):
-    """What chat and completions share. The last block is not OpenAI's, but vLLM's."""
+    """What chat and completions share. The last block is not OpenAI's, but vLLM's; OpenAI has
+    best_of for completions and response_format for chats only."""
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -42,6 +43,9 @@ class Sampled(Shape):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop_token_ids: list[int] | None = None
+    return_token_ids: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    response_format: Json | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -57,7 +61,6 @@ class ChatRequest(Sampled):
     tools: list[Json] | None = None
     tool_choice: str | Json | None = None
     parallel_tool_calls: bool | None = None
-    response_format: Json | None = None
     functions: list[Json] | None = None
     function_call: str | Json | None = None
     modalities: list[str] | None = None
@@ -66,7 +69,6 @@ class ChatRequest(Sampled):
 
 class CompletionRequest(Sampled):
     prompt: str | list[str] | list[int] | list[list[int]]
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     suffix: str | None = None

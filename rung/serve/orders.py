@@ -48,8 +48,8 @@ def plan_chat(state: ServerState, body: ChatRequest) -> Plan:
     model = state.served(body.model)
     tokenizer = state.engine.tokenizer(model.name)
     _refuse_of_chat(body)
-    check_shared(body)
-    check_choices(state, prompts=1, answers=body.n or 1, param="n")
+    n, best_of = check_shared(body)
+    check_choices(state, prompts=1, answers=max(n, best_of), param="n")
     functions, choice = read_tools(body)
     told = chat_prompt(tokenizer, body.messages, functions=functions)
     check_length(told.ids, model, param="messages")
@@ -59,7 +59,8 @@ def plan_chat(state: ServerState, body: ChatRequest) -> Plan:
     order = Order(
         prompt=told.ids,
         sampling=_sampling(body, tokenizer, model, told.ids, limit=limit, stops=MAX_STOPS["chat"]),
-        num_samples=body.n or 1,
+        num_samples=n,
+        best_of=best_of,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=_constraint(tokenizer, body, functions, choice),
     )
@@ -70,17 +71,10 @@ def plan_completions(state: ServerState, body: CompletionRequest) -> Plan:
     """ApiError for whatever cannot be done."""
     model = state.served(body.model)
     tokenizer = state.engine.tokenizer(model.name)
-    check_shared(body)
+    n, best_of = check_shared(body)
     if body.suffix:
         raise unsupported(
             "suffix is not supported: these models write forwards only", param="suffix"
-        )
-    best_of, n = body.best_of or 0, body.n or 1
-    if best_of and best_of < n:
-        raise bad_value(f"best_of {best_of} is less than n {n}", param="best_of")
-    if best_of > n and body.stream:
-        raise bad_value(
-            "best_of needs whole answers to choose from: set stream to false", param="best_of"
         )
     if body.max_tokens == 0 and not body.echo:
         raise bad_value(
@@ -89,6 +83,8 @@ def plan_completions(state: ServerState, body: CompletionRequest) -> Plan:
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     prompts = _prompts(tokenizer, body.prompt)
     check_choices(state, prompts=len(prompts), answers=max(n, best_of), param="prompt")
+    wanted = read_format(body.response_format)
+    constraint = None if wanted is None else _format_constraint(tokenizer, wanted)
     orders = []
     for ids in prompts:
         check_length(ids, model, param="prompt")
@@ -102,6 +98,7 @@ def plan_completions(state: ServerState, body: CompletionRequest) -> Plan:
                 best_of=best_of,
                 top_logprobs=body.logprobs,
                 echo=bool(body.echo),
+                constraint=constraint,
             )
         )
     logged = prompts if state.traffic is not None else []
@@ -119,10 +116,19 @@ def check_choices(state: ServerState, *, prompts: int, answers: int, param: str)
         )
 
 
-def check_shared(body: Sampled) -> None:
-    """What holds for both kinds of request."""
+def check_shared(body: Sampled) -> tuple[int, int]:
+    """What holds for both kinds of request; (answers given, answers made to choose them from or
+    0)."""
     if body.stream_options is not None and not body.stream:
         raise bad_value("stream_options needs stream: true", param="stream_options")
+    best_of, n = body.best_of or 0, body.n or 1
+    if best_of and best_of < n:
+        raise bad_value(f"best_of {best_of} is less than n {n}", param="best_of")
+    if best_of > n and body.stream:
+        raise bad_value(
+            "best_of needs whole answers to choose from: set stream to false", param="best_of"
+        )
+    return n, best_of
 
 
 def _refuse_of_chat(body: ChatRequest) -> None:

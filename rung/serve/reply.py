@@ -34,7 +34,7 @@ class Reply:
         )
 
     def usage(self) -> Json:
-        return usage(self._plan.prompt_tokens, sum(c.num_tokens for c in self.choices))
+        return usage(self._plan.prompt_tokens, sum(len(c.ids) for c in self.choices))
 
     def usage_chunk(self, object: str) -> Json:
         return {**self.head(object), "choices": [], "usage": self.usage()}

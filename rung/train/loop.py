@@ -9,7 +9,7 @@ the same bytes, because batches, schedule and random numbers derive from the ite
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import FrameType
@@ -66,6 +66,8 @@ class Objective(Generic[B]):
     """
 
     name = "objective"
+    watch: Callable[[int], list[Sample]] | None = None
+    """Asked for samples after each iteration, where a stage sets it (rung/train/watch.py)."""
 
     def modules(self) -> nn.Module:
         """What is trained and checkpointed (frozen parameters inside are kept, not trained)."""
@@ -170,7 +172,8 @@ class _Run:
                     stopped, lines = str(reason), [f"stopped at iteration {iteration}: {reason}"]
                 last = metrics
                 self.log.append({"step": iteration, **metrics})
-                for sample in self.objective.take_samples():
+                watched = self.objective.watch(iteration) if self.objective.watch else []
+                for sample in [*self.objective.take_samples(), *watched]:
                     self.samples.append({"step": iteration, **asdict(sample)})
                 for line in lines:
                     progress.say(line)

@@ -24,6 +24,7 @@ from rung.train.preference import PreferenceObjective
 from rung.train.ranked import RankedTree, encode_rankings
 from rung.train.reference import answer_logps_of, cached_logps
 from rung.train.start import start_model
+from rung.train.watch import Watch
 
 
 def run_preference(
@@ -53,6 +54,8 @@ def run_preference(
     view = objective(model, heldout, reference[len(wanted) :], whole)
     before = measure(view, reference[len(wanted) :][: len(heldout)] or _logps(view))
     trained.start(context)
+    asked = [tree.record.prompt for tree in heldout]
+    trained.watch = Watch(model, tokenizer, asked, config, total=trained.num_iterations())
     result = train(trained, config, context)
     view.look(0)
     held = measure(view, _logps(view))

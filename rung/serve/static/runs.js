@@ -9,7 +9,13 @@ const EVERY = 2000;
 const POINTS = 500;
 const DASHES = ["solid", "dot", "dash"]; // as the swatches of runs.css
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// A property itself has a colour for light pages and one for dark ones; an element has the one it shows.
+const probe = document.body.appendChild(document.createElement("i"));
+probe.hidden = true;
+function colour(name) {
+  probe.style.color = `var(${name})`;
+  return getComputedStyle(probe).color;
+}
 const axis = () => controls.elements.axis.value;
 const axisLabel = () => controls.elements.axis.selectedOptions[0].textContent;
 

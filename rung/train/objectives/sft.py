@@ -6,7 +6,7 @@ whole update.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +20,9 @@ from rung.model.forward import weighted_nll
 from rung.model.load import context_length
 from rung.model.precision import pick_device
 from rung.model.types import PreTrainedModel
+from rung.store.artefact import Artefact
 from rung.store.context import Notes, StageContext
+from rung.text.messages import Message
 from rung.tokens.forest import pack
 from rung.tokens.tokenizer import load_tokenizer
 from rung.tokens.views import ConversationView, conversation_view, plan_batches, split_microbatches
@@ -29,6 +31,7 @@ from rung.train.loop import LossSums, Objective, train
 from rung.train.objectives.continued import shape_of
 from rung.train.optim import TrainConfig
 from rung.train.start import start_model
+from rung.train.watch import Watch
 
 
 class Config(TrainConfig):
@@ -106,6 +109,8 @@ def run(context: StageContext, config: Config) -> Notes:
     view = conversation_view(rows, tokenizer, context=length, overlong=config.overlong)
     context.progress.say(view.report.describe())
     objective = SFTObjective(model, view, config)
+    asked = questions(context.input("dataset"))
+    objective.watch = Watch(model, tokenizer, asked, config, total=objective.num_iterations())
     result = train(objective, config, context)
     save_trained(model, context.out, base=source.id)
     tokenizer.save_into(context.out)
@@ -125,6 +130,14 @@ def run(context: StageContext, config: Config) -> Notes:
         },
         **cost_notes(result, model, tokens=tokens, flops=flops),
     }
+
+
+def questions(dataset: Artefact) -> Iterator[list[Message]]:
+    """Conversations of a dataset that are held out of training."""
+    for name in ("prompts.jsonl", "heldout.jsonl"):
+        if name in dataset.files:
+            with dataset.file(name).open(encoding="utf-8") as lines:
+                yield from (json.loads(line)["messages"] for line in lines)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
