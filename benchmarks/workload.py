@@ -37,6 +37,7 @@ class Shape:
 
 
 SHAPES = {
+    "1m": Shape(width=128, layers=2, inner=344, vocab=2048),
     "4m": Shape(width=256, layers=4, inner=688, vocab=4096),
     "10m": Shape(width=256, layers=8, inner=896, vocab=8192),
     "135m": Shape(width=576, layers=30, inner=1536, vocab=49152, kv_heads=3),  # SmolLM2-135M's
@@ -196,6 +197,14 @@ _SAMPLES: Mapping[str, Any] = {
 
 def build_model(folder: Path, shape: Shape, *, seed: int) -> None:
     """A random Llama with tied embeddings and its word tokenizer, as a Hugging Face folder."""
+    build_weights(folder, shape, seed=seed)
+    _build_tokenizer(shape.vocab).save_pretrained(folder)
+
+
+def build_weights(
+    folder: Path, shape: Shape, *, seed: int, context: int = 2048, pad: int = PAD, end: int = END
+) -> None:
+    """The model without a tokenizer; pad, end: ids of those two tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -210,14 +219,13 @@ def build_model(folder: Path, shape: Shape, *, seed: int) -> None:
         num_hidden_layers=shape.layers,
         num_attention_heads=heads,
         num_key_value_heads=shape.kv_heads or heads,
-        max_position_embeddings=2048,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=END,
-        eos_token_id=END,
+        pad_token_id=pad,
+        bos_token_id=end,
+        eos_token_id=end,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    _build_tokenizer(shape.vocab).save_pretrained(folder)
 
 
 def _build_tokenizer(vocab: int) -> Any:

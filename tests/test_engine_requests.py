@@ -268,6 +268,24 @@ def test_a_cancelled_sample_leaves_the_others_alone(llama: PreTrainedModel) -> N
     assert engine.running == engine.waiting == 0
 
 
+@pytest.mark.parametrize("reason", ["cancelled", "stop"])
+def test_a_sample_leaves_between_steps(llama: PreTrainedModel, reason: str) -> None:
+    """As where a client goes away: nothing of a step's context is there, and rows move up."""
+    prompts = [np.arange(5 + i, 45 + i) for i in range(4)]
+    engine = Engine(llama, max_rows=4, cached_tokens=128)
+    samples = [engine.submit(Request(p, GREEDY))[0] for p in prompts]
+    ready = Ready(llama, torch.float32)
+    for _ in range(4):
+        with ready:
+            engine.step()
+    engine.finish(samples[:2], reason)
+    while engine.busy:
+        with ready:
+            engine.step()
+    for prompt, sample in zip(prompts[2:], samples[2:], strict=True):
+        assert sample.ids == greedy_uncached(llama, prompt, 10)
+
+
 def test_memory_bounds_what_is_at_work(llama: PreTrainedModel) -> None:
     engine = Engine(llama, max_tokens=60, max_rows=8)
     prompts = [np.full(10, 5 + i) for i in range(7)]

@@ -208,6 +208,29 @@ def test_a_client_that_leaves_frees_its_slots(service: Service) -> None:
     assert len(client.pieces) == heard
 
 
+def test_others_go_on_when_clients_leave(service: Service, folder: Path) -> None:
+    """The one that leaves has the first row, and the others move up."""
+    long = order(service.tokenizer("m"), "Once", max_new_tokens=200, stop_ids=())
+    first = Client()
+    ticket = service.submit("m", long, first)
+    assert first.begun.wait(60)
+    others = [ask(service, text, temperature=0.0, max_new_tokens=60) for text in ("It", "a b")]
+    assert all(client.begun.wait(60) for client in others)
+    ticket.cancel()
+    for client, text in zip(others, ("It", "a b"), strict=True):
+        assert client.text() == alone(folder, text, temperature=0.0, max_new_tokens=60)
+
+
+def test_a_defect_between_steps_silences_nobody(service: Service) -> None:
+    running = ask(service, "Once", max_new_tokens=200, stop_ids=())
+    assert running.begun.wait(60)
+    service._post(lambda: {}["a defect"])
+    assert running.over.wait(60)
+    assert running.failure is not None
+    assert "KeyError" in str(running.failure.error)
+    assert ask(service, "It", temperature=0.0).text()
+
+
 def test_what_cannot_be_done_is_said_at_once(service: Service) -> None:
     tokenizer = service.tokenizer("m")
     with pytest.raises(UnknownModelError, match=r"no model 'other'.*: m"):

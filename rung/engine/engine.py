@@ -145,6 +145,7 @@ class Engine:
         """End a sample; its slot is free before the next step."""
         self.finish([sample], "cancelled")
 
+    @torch.inference_mode()  # also called between steps, and slots made in it change only in it
     def finish(self, samples: Sequence[Sample], reason: Any) -> None:
         """End samples wherever they are; those that ended already stay as they were."""
         going = {id(sample) for sample in samples if sample.finish is None}

@@ -316,7 +316,7 @@ class Service:
                 commands = list(self._inbox)
                 self._inbox.clear()
             for command in commands:
-                command()
+                self._obey(command)
             for host in list(self._hosts):
                 if host.busy:
                     self._step(host)
@@ -324,16 +324,28 @@ class Service:
             for command in put_off:
                 self._post(command)
 
+    def _obey(self, command: Callable[[], Any]) -> None:
+        try:
+            command()
+        except Exception as error:  # as in `_step`; what is half done could be in any model
+            for host in self._hosts:
+                if host.busy:
+                    host.fail(_defect(error))
+
     def _step(self, host: "Host") -> None:
         try:
             ended = host.step()
         except Exception as error:  # a defect of ours must not silence the whole server
-            ended = host.fail(TrainingError(f"the engine failed: {type(error).__name__}: {error}"))
+            ended = host.fail(_defect(error))
         if ended:
             now = time.monotonic()
             recent = ended / max(now - self._ended_at, 1e-3)
             self._rate = MEMORY_OF_RATE * self._rate + (1 - MEMORY_OF_RATE) * recent
             self._ended_at = now
+
+
+def _defect(error: Exception) -> TrainingError:
+    return TrainingError(f"the engine failed: {type(error).__name__}: {error}")
 
 
 def _base(folder: Path) -> Path:
