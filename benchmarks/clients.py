@@ -127,10 +127,14 @@ def serving(folder: Path) -> Iterator[str]:
     ) as server:
         try:
             assert server.stdout is not None
-            line = server.stdout.readline()
-            if not line:
+            said = ""
+            while line := server.stdout.readline():
+                said += line
+                if line.rstrip() == "}":  # the JSON that says it is ready
+                    break
+            else:
                 raise SystemExit("the server ended before it was ready; what it said is above")
-            yield json.loads(line)["url"]
+            yield json.loads(said)["url"]
         finally:
             server.terminate()
 
