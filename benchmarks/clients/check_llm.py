@@ -3,6 +3,9 @@
 import importlib.metadata
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,10 +148,21 @@ def wrong_key() -> None:
 
 @behaviour
 def abort() -> None:
-    with frees_the_server():
-        parts = iter(answer_of(stream=True, max_tokens=LONG))
-        next(parts)
-        parts.close()
+    """Ctrl-C, as its users stop it. Inside one process it leaves its stream to the garbage
+    collector: closing the answer's iterator does not close the connection."""
+    words = [sys.executable, "-m", "llm", "-m", "served", "-o", "max_tokens", str(LONG)]
+    with (
+        frees_the_server(),
+        subprocess.Popen(
+            [*words, "-o", "temperature", "0", QUESTION],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as running,
+    ):
+        assert running.stdout is not None
+        assert running.stdout.read(1)
+        running.send_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
