@@ -81,5 +81,7 @@ def _install_node(client: Client, folder: Path) -> None:
 def _call(words: Sequence[str]) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise NotInstalledError(f"{words[0]}: " + " / ".join(lines[-3:]))
+        lines = (done.stderr or done.stdout).splitlines()
+        errors = [line for line in lines if "err" in line.lower()] or lines
+        shown = " / ".join(line if len(line) < 150 else f"{line[:150]}..." for line in errors[-3:])
+        raise NotInstalledError(f"{Path(words[0]).name}: {shown}")
