@@ -26,12 +26,11 @@ def choose(logits: Tensor, uniforms: Tensor, samplings: Sequence[Sampling]) -> T
 
     TrainingError when no logit of a row is finite: the weights are damaged.
     """
-    first = samplings[0]
-    if all(sampling is first for sampling in samplings):
-        return _choose_alike(logits, uniforms, [first] * len(logits))
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for row, sampling in enumerate(samplings):
         kinds.setdefault((sampling.temperature == 0, sampling.truncates), []).append(row)
+    if len(kinds) == 1:
+        return _choose_alike(logits, uniforms, samplings)
     chosen = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     for rows in kinds.values():
         at = torch.tensor(rows, device=logits.device)
