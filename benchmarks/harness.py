@@ -31,7 +31,7 @@ from rung.evals.choice_rows import Item, read_tasks
 from rung.store.store import Store
 from rung.tokens.tokenizer import load_tokenizer
 
-PACKAGES = ("lm-eval[api,hf]==0.4.12", "torch==2.13.0", "transformers==5.23.0")
+PACKAGES = ("lm-eval[api,hf]==0.4.13", "torch==2.13.0", "transformers==5.23.0")
 RUNG = (sys.executable, "-m", "rung")
 SIDES = ("rung", "in process", "over HTTP")
 Found = dict[str, list[dict[str, Any]]]  # by task: {"logps", "acc", "acc_norm"} of each item

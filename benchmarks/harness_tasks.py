@@ -31,7 +31,9 @@ def arc(folder: Path) -> Iterator[Row]:
 
 def blimp(folder: Path) -> Iterator[Row]:
     with zipfile.ZipFile(folder / "blimp" / "BLiMP.zip") as archive:
-        for name in sorted(n for n in archive.namelist() if n.endswith(".jsonl")):
+        for name in sorted(archive.namelist()):
+            if not name.startswith("data/") or not name.endswith(".jsonl"):
+                continue  # what the archiver of another system left
             for line in archive.read(name).decode("utf-8").splitlines():
                 row = json.loads(line)
                 yield {

@@ -1,5 +1,6 @@
 """Tasks of choice: rows that are read, log-probabilities, accuracies and their intervals."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -39,17 +40,27 @@ def model(tokenizer: Tokenizer) -> Any:
     return build_model(shape, tokenizer, seed=0).eval()
 
 
-def reference(model: Any, ids: list[int], tail: int) -> tuple[float, bool]:
+@pytest.fixture(scope="module")
+def plain(model: Any) -> Any:
+    """The same weights for plain calls, without our attention."""
+    twin = copy.deepcopy(model)
+    twin.set_attn_implementation("sdpa")
+    return twin
+
+
+def reference(plain: Any, ids: list[int], tail: int) -> tuple[float, bool]:
     """Log-probability of the last `tail` ids by the plain forward, one text at a time."""
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+        logits = plain(input_ids=torch.tensor([ids])).logits[0].double()
     logps = torch.log_softmax(logits, -1)[:-1]
     targets = torch.tensor(ids[1:])
     chosen = logps.gather(1, targets[:, None])[:, 0][-tail:]
     return float(chosen.sum()), bool((logps.argmax(-1) == targets)[-tail:].all())
 
 
-def test_scores_are_those_of_the_plain_forward(model: Any, tokenizer: Tokenizer) -> None:
+def test_scores_are_those_of_the_plain_forward(
+    model: Any, plain: Any, tokenizer: Tokenizer
+) -> None:
     texts = [
         [("The cats", " " + choice) for choice in ITEMS[0].choices],
         [("", choice) for choice in ITEMS[1].choices],
@@ -63,18 +74,18 @@ def test_scores_are_those_of_the_plain_forward(model: Any, tokenizer: Tokenizer)
                 head = tokenizer.encode(before).tolist() if before else []
                 whole = tokenizer.encode(before + after).tolist()
                 tail = len(whole) - len(head)
-                total, greedy = reference(model, [tokenizer.bos, *whole], tail)
+                total, greedy = reference(plain, [tokenizer.bos, *whole], tail)
                 assert found.logps[at] == pytest.approx(total, abs=1e-5)
                 assert found.greedy[at] == greedy
                 assert found.tokens[at] == tail
 
 
-def test_a_text_the_model_would_say_is_greedy(model: Any, tokenizer: Tokenizer) -> None:
+def test_a_text_the_model_would_say_is_greedy(model: Any, plain: Any, tokenizer: Tokenizer) -> None:
     """Of all words of the vocabulary exactly the likeliest next one."""
     before = tokenizer.encode("The")
     with torch.inference_mode():
         ids = torch.tensor([[tokenizer.bos, *before.tolist()]])
-        order = model(input_ids=ids).logits[0, -1].argsort(descending=True).tolist()
+        order = plain(input_ids=ids).logits[0, -1].argsort(descending=True).tolist()
     words = [
         i for i in order if tokenizer.encode("The" + tokenizer.decode([i])).tolist()[1:] == [i]
     ]
@@ -84,7 +95,7 @@ def test_a_text_the_model_would_say_is_greedy(model: Any, tokenizer: Tokenizer) 
     assert [bool(s.greedy[0]) for s in found] == [i == order[0] for i in words]
 
 
-def test_a_long_prompt_loses_its_beginning(model: Any, tokenizer: Tokenizer) -> None:
+def test_a_long_prompt_loses_its_beginning(model: Any, plain: Any, tokenizer: Tokenizer) -> None:
     prompt = " ".join(["The dogs sleep in the sun."] * 30)
     item = Item("long", prompt, ("and it is warm.", "mat"), 0)
     (found,) = score_items(model, tokenizer, [item], context=32)
@@ -92,7 +103,7 @@ def test_a_long_prompt_loses_its_beginning(model: Any, tokenizer: Tokenizer) -> 
     tail = tokenizer.encode(prompt + " and it is warm.").tolist()[len(head) :]
     kept = head[-(31 - len(tail)) :]
     assert found.cut == len(head) - len(kept)
-    total, _ = reference(model, [tokenizer.bos, *kept, *tail], len(tail))
+    total, _ = reference(plain, [tokenizer.bos, *kept, *tail], len(tail))
     assert found.logps[0] == pytest.approx(total, abs=1e-5)
 
 
