@@ -5,8 +5,9 @@
 
 `rung evaluate`, `lm_eval --model hf`, and `lm_eval --model local-completions` against `rung serve`,
 all in float32. Accuracies must be the same; of the log-probability of each choice the largest
-difference is printed, of the sum and per token. lm-eval has an environment of its own, made on the
-first run and never the product's. The last line is JSON.
+difference is printed, of the sum and per token. Vocabularies whose tokens reach over the border of
+prompt and choice are no use here: lm-eval reads other tokens there (rung/evals/choice.py). It has
+an environment of its own, made on the first run and never the product's. The last line is JSON.
 """
 
 import argparse

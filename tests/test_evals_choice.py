@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from rung.errors import DataError
-from rung.evals.choice import Scores, item_row, score_items, summarise_task
+from rung.evals.choice import Scores, choice_tree, item_row, score_items, summarise_task
 from rung.evals.choice_rows import Item, fingerprint_tasks, read_items, read_tasks
 from rung.model.build import build_model
 from rung.model.shape import ModelConfig, resolve
 from rung.tokens.bpe import train_bpe, write_tokenizer
 from rung.tokens.tokenizer import Tokenizer, load_tokenizer
 
+STORIES = Path(__file__).parents[2] / "shared" / "data" / "model_tinystories656k"
 TEXTS = ["The cats sleep on the mat. The dogs sleep in the sun, and it is warm. " * 3]
 ITEMS = [
     Item("a", "The cats", ("sleep on the mat.", "sun", "warm the dogs sleep"), 0),
@@ -93,6 +94,19 @@ def test_a_text_the_model_would_say_is_greedy(model: Any, plain: Any, tokenizer:
     items = [Item(str(i), "The", (tokenizer.decode([i])[1:],), 0) for i in words]
     found = score_items(model, tokenizer, items, context=64)
     assert [bool(s.greedy[0]) for s in found] == [i == order[0] for i in words]
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="needs ../shared/data/model_tinystories656k")
+def test_a_token_over_the_border_belongs_to_the_choices() -> None:
+    """In this vocabulary blanks end tokens: "of the" is 2 tokens, and "of the " 1."""
+    tokenizer = load_tokenizer(STORIES)
+    choices = ("cake", "mat.")
+    tree, _ = choice_tree(tokenizer, Item("a", "the top of the", choices, 0), context=64)
+    shared = tree[0].ids.tolist()
+    assert tokenizer.decode(shared) == "the top "
+    for child, choice in zip(tree[1:], choices, strict=True):
+        whole = tokenizer.encode(f"the top of the {choice}").tolist()
+        assert [*shared, *child.ids.tolist()] == [tokenizer.bos, *whole]
 
 
 def test_a_long_prompt_loses_its_beginning(model: Any, plain: Any, tokenizer: Tokenizer) -> None:

@@ -41,16 +41,19 @@ class Scores:
 def choice_tree(tokenizer: Tokenizer, item: Item, *, context: int) -> tuple[Tree, int]:
     """The prompt with a child for each choice, and how many tokens of the prompt were cut off.
 
-    A blank stands between prompt and choice. White space at the end of a prompt is written in
-    front of the choice, where vocabularies have it, and the border is found in the tokens of both
-    together: as lm-evaluation-harness does it.
+    A blank stands between prompt and choice. The choices begin where the tokens of prompt and
+    choice together part from those of the prompt: where it ends, in vocabularies that write a blank
+    in front of a word. lm-evaluation-harness counts tokens instead, which is the same there. Where
+    a token reaches over the border ("the " is one), counting would read tokens that no text has;
+    here that token belongs to the choices, to all of them.
     """
     prompt = item.prompt.rstrip()
     gap = item.prompt[len(prompt) :] or (" " if prompt else "")
     if not prompt:
         gap = ""
     before, *whole = tokenizer.encode_batch([prompt, *(prompt + gap + c for c in item.choices)])
-    choices = [ids[len(before) :] for ids in whole]
+    border = min(_common(before, ids) for ids in whole)
+    before, choices = before[:border], [ids[border:] for ids in whole]
     longest = max(len(ids) for ids in choices)
     if not all(len(ids) for ids in choices) or longest >= context:
         raise DataError(
@@ -61,6 +64,13 @@ def choice_tree(tokenizer: Tokenizer, item: Item, *, context: int) -> tuple[Tree
     kept = before[max(0, len(before) - room) :]
     ids = np.append(np.int32(tokenizer.bos), kept)
     return group(ids, choices), len(before) - len(kept)
+
+
+def _common(one: np.ndarray, other: np.ndarray) -> int:
+    """Ids that both begin with."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
 
 
 def score_items(
