@@ -204,7 +204,12 @@ def serving(folder: Path) -> Iterator[str]:
     ) as process:
         try:
             assert process.stdout is not None
-            yield json.loads(process.stdout.readline())["url"]
+            told = ""
+            while not told.rstrip().endswith("}\n}"):  # names of the models, then the whole
+                if not (line := process.stdout.readline()):
+                    raise SystemExit("`rung serve` ended before it served")
+                told += line
+            yield json.loads(told)["url"]
         finally:
             process.terminate()
 
