@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,6 +42,10 @@ def serve(
     max_rows: Annotated[
         int, typer.Option(min=1, help="Answers that are written at the same time.")
     ] = 32,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        typer.Option(help="Of matrix products; auto: bf16 where the processor has it."),
+    ] = "auto",
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 4.0,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="On SIGTERM, time for what runs to end.")
@@ -105,7 +109,10 @@ def serve(
         if not found:
             return None
         folders = {name: folder for name, (_, folder) in found.items()}
-        return Service.open(folders, options=ServiceOptions(max_rows=max_rows, max_queue=max_queue))
+        return Service.open(
+            folders,
+            options=ServiceOptions(max_rows=max_rows, max_queue=max_queue, precision=precision),
+        )
 
     def ready() -> None:
         if json:

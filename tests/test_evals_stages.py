@@ -18,6 +18,7 @@ from rung.evals.drift import answer_kl, answer_rewards
 from rung.evals.fivegram import train_ngram
 from rung.evals.heldout import HeldoutConfig, HeldoutDocument, document_ids, read_heldout
 from rung.evals.likelihood import answer_bits, cut_windows, document_bits
+from rung.evals.tables import task_table
 from rung.evals.tally import compare, tally_totals
 from rung.model.attention import to_torch
 from rung.model.build import build_model
@@ -383,6 +384,36 @@ def test_missing_parts_are_skipped_and_said(ladder: dict[str, Artefact], tmp_pat
     skipped = {part["part"] for part in read(tmp_path / "a")[0]["skipped"]}
     assert skipped == {"bits per byte", "questions"}
     assert len(context.progress.lines) == 2  # type: ignore[attr-defined]
+
+
+def test_tasks_are_measured_and_shown(ladder: dict[str, Artefact], tmp_path: Path) -> None:
+    lines = [
+        {
+            "question": f"What does list.{name} do?",
+            "choices": ["Sort the items.", name],
+            "answer": 1,
+        }
+        for name in NAMES
+    ]
+    path = tmp_path / "lists.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = CONFIG.model_copy(update={"tasks": (str(path),)})
+    assert list(evaluate.fingerprint(config)) == [str(path)]
+    assert evaluate.fingerprint(CONFIG) == {}
+    notes = evaluate.run(stage_context(tmp_path / "a", ladder, model="base"), config)
+    result, items = read(tmp_path / "a")
+    found = [item for item in items if item["suite"] == "tasks"]
+    assert [item["task"] for item in found] == ["lists"] * 8
+    assert result["tasks"]["lists"]["n"] == 8
+    assert result["tasks"]["lists"]["chance"] == 0.5
+    assert notes["figures"]["lists/acc"] == sum(item["acc"] for item in found) / 8
+    table = task_table([("base", result)])
+    assert table is not None
+    assert [row[:4] for row in table.rows] == [
+        ["lists", "accuracy", "8", "50%"],
+        ["lists", "accuracy per character", "8", "50%"],
+    ]
+    assert task_table([("base", {})]) is None
 
 
 def test_no_room_for_answers_is_an_error(ladder: dict[str, Artefact], tmp_path: Path) -> None:

@@ -3,7 +3,18 @@
 import json
 
 import pytest
-from serve_fake import ANSWER, CALL, LINES, Client, FakeService, serving
+from serve_fake import (
+    ANSWER,
+    CALL,
+    LINES,
+    Client,
+    FakeService,
+    serving,
+    write_fake_tokenizer,
+)
+
+from rung.serve.openai_models import tokenizer_facts
+from rung.tokens.tokenizer import load_tokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WEATHER = {
@@ -678,6 +689,20 @@ def test_19_the_tokenizer_over_http(client, service):
     for wrong in ({}, {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}):
         assert client.error("/tokenize", wrong, status=400)["param"] == "prompt"
     assert client.error("/detokenize", {"tokens": [10**6]}, status=400)["param"] == "tokens"
+
+
+def test_19_bos_token_is_what_texts_begin_with(tmp_path):
+    """Also where the configuration names another one that is put before no text, as SmolLM2's."""
+    write_fake_tokenizer(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["post_processor"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<|user|>"}))
+    tokenizer = load_tokenizer(tmp_path)
+    info = tokenizer_facts(tokenizer)
+    assert info["bos_token"] == "<|endoftext|>"
+    assert tokenizer.special(info["bos_token"]) == info["bos_token_id"] == tokenizer.bos
 
 
 def test_19_health_and_metrics(client):

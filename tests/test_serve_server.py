@@ -420,3 +420,30 @@ def test_the_command_refuses_before_it_loads(tmp_path):
         result = CliRunner().invoke(app, ["serve", *words], env={**os.environ, **environ})
         assert result.exit_code == 2, result.output
         assert told in result.stderr
+
+
+def test_the_command_serves_in_the_precision_that_is_asked_for(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    import rung.engine.service
+    import rung.serve.run
+    from rung.cli import app
+
+    store = Store(tmp_path / "store")
+    store.set_name("m", make_model(store, 1))
+    asked = []
+    monkeypatch.setattr(
+        rung.engine.service.Service,
+        "open",
+        lambda folders, options: asked.append((list(folders), options.precision)),
+    )
+
+    def load_only(state, load, *, listening, **rest):
+        load()
+        listening.close()
+
+    monkeypatch.setattr(rung.serve.run, "serve", load_only)
+    for words in ([], ["--precision", "fp32"]):
+        words = ["serve", "m", "--port", "0", "--store", str(store.root), *words]
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert asked == [(["m"], "auto"), (["m"], "fp32")]

@@ -1,11 +1,12 @@
 """Stage `evaluate`: the fixed held-out suites, the same for every model of a ladder.
 
-Bits per byte of held-out text, answers to held-out questions, samples of fixed prompts; against a
-baseline model, paired by question. A part whose input is missing is skipped, and said.
+Bits per byte of held-out text, answers to held-out questions, tasks of choice, samples of fixed
+prompts; against a baseline model, paired by question. A part whose input is missing is skipped,
+and said.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import rung.config
 from rung.engine.sampling import Sampling
 from rung.errors import DataError
 from rung.evals.answers import Answer, Row, answer_rows, choose_rows, grade, split_by_length
+from rung.evals.choice import item_row, score_items, summarise_task
+from rung.evals.choice_rows import Item, fingerprint_tasks, read_tasks
 from rung.evals.drift import answer_kl, answer_rewards
 from rung.evals.heldout import HeldoutConfig, document_ids, read_heldout
 from rung.evals.likelihood import answer_bits, document_bits, item_rows, summarise
@@ -51,8 +54,16 @@ class Config(rung.config.Config):
     continuations: tuple[str, ...] = Field(
         CONTINUATIONS, description="texts to go on from, shown side by side"
     )
+    tasks: tuple[str, ...] = Field(
+        (), description=".jsonl files of multiple choice and cloze items, a task each"
+    )
     precision: Precision = Field("auto", description="of matrix products: auto, bf16 or fp32")
     device: str = Field("auto", description="auto, cpu or cuda")
+
+
+def fingerprint(config: Config) -> dict[str, str]:
+    """sha256 of every task file: a changed file is another input."""
+    return fingerprint_tasks(config.tasks)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,7 @@ class Subject:
 
 def run(context: StageContext, config: Config) -> Notes:
     """Measures `model` into evaluation.json (figures) and items.jsonl (one row an item)."""
+    tasks = read_tasks(config.tasks)
     subject = load_subject(context.input("model"), config)
     result: dict[str, Any] = {
         "model": subject.id,
@@ -76,7 +88,7 @@ def run(context: StageContext, config: Config) -> Notes:
     }
     items: list[dict[str, Any]] = []
     progress = context.progress
-    progress.start("evaluate", total=4, unit="parts")
+    progress.start("evaluate", total=5, unit="parts")
     _measure_text(context, config, subject, result, items)
     progress.update(1)
     answered = _measure_answers(context, config, subject, result, items)
@@ -84,8 +96,10 @@ def run(context: StageContext, config: Config) -> Notes:
     if answered is not None:
         _measure_drift(context, config, subject, result, answered)
     progress.update(3)
-    result["samples"] = sample(subject, config)
+    _measure_tasks(tasks, config, subject, result, items)
     progress.update(4)
+    result["samples"] = sample(subject, config)
+    progress.update(5)
     progress.finish()
     for part in result["skipped"]:
         progress.say(f"evaluate: no {part['part']}: {part['why']}")
@@ -237,6 +251,23 @@ def _measure_drift(
         result["reward"] = {"model": reward.id, "score": estimate.to_json()}
 
 
+def _measure_tasks(
+    tasks: Mapping[str, Sequence[Item]],
+    config: Config,
+    subject: Subject,
+    result: dict[str, Any],
+    items: list[dict[str, Any]],
+) -> None:
+    """Each task with its accuracies."""
+    for name, asked in tasks.items():
+        found = score_items(
+            subject.model, subject.tokenizer, asked, context=subject.context, dtype=subject.dtype
+        )
+        rows = [item_row(name, item, scores) for item, scores in zip(asked, found, strict=True)]
+        result.setdefault("tasks", {})[name] = summarise_task(rows, seed=config.seed)
+        items.extend(rows)
+
+
 def sample(subject: Subject, config: Config) -> dict[str, Any]:
     """Continuations of fixed texts and answers to fixed questions."""
     sampling = _sampling(config, subject.tokenizer, max_new_tokens=config.sample_tokens)
@@ -257,6 +288,10 @@ def figures_of(result: dict[str, Any]) -> dict[str, Any]:
     }
     for name, estimate in result.get("instruct", {}).get("totals", {}).items():
         figures[name] = estimate["value"] if isinstance(estimate, dict) else estimate
+    for task, measures in result.get("tasks", {}).items():
+        for name in ("acc", "acc_norm", "perplexity"):
+            if name in measures:
+                figures[f"{task}/{name}"] = measures[name]["value"]
     versus = result.get("versus_baseline", {})
     if "win_rate" in versus:
         figures |= {"win_rate": versus["win_rate"]["value"], "kl": versus["kl"]["value"]}

@@ -112,7 +112,7 @@ def _tree_bits(
     bits = np.zeros(len(trees), dtype=np.float64)
     model.eval()
     with torch.inference_mode(), autocast(dtype, device):
-        for part in _batches([len(tree[0].ids) for tree in trees], limit=tokens_per_batch):
+        for part in batches([len(tree[0].ids) for tree in trees], limit=tokens_per_batch):
             forest = pack([trees[i] for i in part])
             logps, _ = target_logps(model, to_torch(forest, device))
             owner = np.array(part)[forest.seg_tree[forest.target_seg]]
@@ -158,7 +158,7 @@ def item_rows(
     ]
 
 
-def _batches(sizes: Sequence[int], *, limit: int) -> list[list[int]]:
+def batches(sizes: Sequence[int], *, limit: int) -> list[list[int]]:
     """Neighbouring indices whose sizes add up to at most `limit`, at least one a batch."""
     parts: list[list[int]] = []
     total = 0

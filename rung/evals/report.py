@@ -214,5 +214,6 @@ def _answer_tables(
         tables.format_table(named, key="utility", title="Noise-free utility"),
         tables.format_table(named, key="stop_rate", title="Answers that stop", as_percent=True),
         tables.difference_table(aligned),
+        tables.task_table(named),
     ]
     return [table for table in made if table is not None]

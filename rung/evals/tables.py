@@ -162,6 +162,27 @@ def _cells(result: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]
     return {(c["format"], c["split_group"]): c for c in result["instruct"]["cells"]}
 
 
+def task_table(named: Named) -> Table | None:
+    """Accuracies of each task of choice and of each cloze task."""
+    have = [(name, result["tasks"]) for name, result in named if result.get("tasks")]
+    if not have:
+        return None
+    measures = (("acc", "accuracy"), ("acc_norm", "accuracy per character"))
+    rows = []
+    for task in sorted({task for _, tasks in have for task in tasks}):
+        found = [tasks.get(task, {}) for _, tasks in have]
+        one = next(figures for figures in found if figures)
+        guess = f"{one['chance']:.0%}" if "chance" in one else "-"
+        rows += [
+            [task, label, str(one["n"]), guess]
+            + [estimate(figures.get(key), as_percent=True) for figures in found]
+            for key, label in measures
+            if key in one
+        ]
+    heads = ["task", "measure", "n", "by guessing", *(name for name, _ in have)]
+    return Table("Tasks of choice", heads, rows, note="95 % intervals")
+
+
 def difference_table(compared: Sequence[tuple[str, Mapping[str, Any]]]) -> Table | None:
     """Paired difference of utility by format: (name, comparison with the model before)."""
     have = [(n, {(c["format"], c["split_group"]): c for c in v["cells"]}) for n, v in compared if v]

@@ -103,8 +103,15 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Json:
     state = state_of(request)
     served = _first(state, model)
     tokenizer = state.engine.tokenizer(served.name)
+    facts = tokenizer_facts(tokenizer)
+    return {**facts, "model_max_length": served.context, "model": served.name}
+
+
+def tokenizer_facts(tokenizer: Tokenizer) -> Json:
+    """Names and ids of the special tokens, and the chat template."""
     named: dict[str, Any] = dict(tokenizer.named_tokens)
-    named.setdefault("bos_token", tokenizer.decode([tokenizer.bos], special=True))
+    # What texts begin with here, also where the configuration names a token that none begins with.
+    named["bos_token"] = tokenizer.decode([tokenizer.bos], special=True)
     named.setdefault("eos_token", tokenizer.decode([tokenizer.stop_ids[0]], special=True))
     named.setdefault("pad_token", tokenizer.decode([tokenizer.pad], special=True))
     return {
@@ -114,11 +121,9 @@ async def tokenizer_info(request: Request, model: str | None = None) -> Json:
         "pad_token_id": tokenizer.pad,
         "stop_token_ids": list(tokenizer.stop_ids),
         "chat_template": tokenizer.chat_template or None,
-        "model_max_length": served.context,
         "vocab_size": tokenizer.vocab_size,
         "add_bos_token": True,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model": served.name,
     }
 
 
