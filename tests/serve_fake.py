@@ -196,6 +196,7 @@ class FakeService:
         self.orders: list[Any] = []
         self.cancelled = self.new_tokens = 0
         self._closing = False
+        self._handed_over: Any = lambda: None
         self._lock = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -207,6 +208,9 @@ class FakeService:
         if name not in self.tokenizers:
             raise UnknownModelError(f"no model {name!r}")
         return self.tokenizers[name]
+
+    def after_deliveries(self, call: Any) -> None:
+        self._handed_over = call
 
     def submit(self, name: str, order: Any, deliver: Any) -> _Request:
         with self._lock:
@@ -267,6 +271,7 @@ class FakeService:
                     self.running.remove(request)
                 else:
                     self._step(request)
+            self._handed_over()
             time.sleep(self.pace)
 
     def _step(self, request: _Request) -> None:

@@ -97,6 +97,22 @@ def test_samples_at_work_go_on_while_a_long_prompt_is_read(llama: PreTrainedMode
     assert steps > len(late.request.prompt) // 16
 
 
+def test_the_last_free_row_is_not_kept_for_two_that_could_share_a_call(
+    llama: PreTrainedModel,
+) -> None:
+    engine = Engine(llama, in_parts=True, max_rows=16)
+    longest = Sampling(max_new_tokens=100)
+    for number in range(15):
+        engine.submit(Request(np.array([5, 6]), longest, key=number))
+    with Ready(llama, torch.float32):
+        engine.step()
+        (late,) = engine.submit(Request(np.array([5, 6]), GREEDY))
+        for _ in range(4):
+            engine.step()
+    assert engine.running == 16
+    assert late.ids
+
+
 def test_prompts_that_begin_alike_are_read_once(llama: PreTrainedModel) -> None:
     shared = long_prompts(1)[0][: 2 * BLOCK + 5]
     prompts = [np.append(shared, [10 + i, 20 + i, 3]) for i in range(4)]

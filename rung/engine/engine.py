@@ -35,8 +35,8 @@ MAX_ROWS = 128
 64, 128 and 256 made 3,300, 5,000 and 5,400 tokens/s with 1.4 M parameters on 2 cores."""
 READ_TOKENS = 8192  # padded prompt tokens read in one call, bounds its memory
 ALONE = 512  # tokens of a prompt that are read at a time while no sample is at work
-PART = 16  # tokens of a prompt that are read at least, beside samples at work
-PATIENCE = 1.5  # steps that reading a part may take while samples wait for their next token
+PART = 32  # tokens of a prompt that are read at least, beside samples at work
+PATIENCE = 1.0  # steps that reading a part may take while samples wait for their next token
 
 
 class Made(NamedTuple):
@@ -199,8 +199,9 @@ class Engine:
         if self._staged is not None:
             budget -= self._read_part(self._staged, budget)
         free = self.max_rows - len(self._samples)
-        # Reading a prompt costs a call: wait until a few can be read together.
-        if not self._queue or (self._samples and free < max(1, self.max_rows // 8)):
+        # Reading a prompt costs a call: of a long queue, wait until a few can be read together.
+        few = max(1, min(len(self._queue), self.max_rows // 8))
+        if not self._queue or (self._samples and free < few):
             return
         batch: list[_Prompt] = []
         for prompt in self._next_prompts(free):
@@ -435,25 +436,31 @@ class Engine:
 
 
 class _Pace:
-    """How long steps take and prompts, to read as much beside samples as they hardly notice."""
+    """How long steps take and prompts, to read as much beside samples as they hardly notice.
+
+    A call takes some time however little it reads, about that of a step of one row: without knowing
+    that, parts would be small because small parts are slow.
+    """
 
     def __init__(self) -> None:
         self._step = 0.0  # seconds
-        self._token = 0.0  # seconds a token of a prompt
+        self._least = 0.0  # seconds of the shortest step of late
+        self._token = 0.0  # seconds a token of a prompt, beyond those of any call
 
     def step(self, seconds: float) -> None:
         self._step = seconds if not self._step else 0.8 * self._step + 0.2 * seconds
+        self._least = min(seconds, 1.01 * self._least or seconds)
 
     def read(self, tokens: int, seconds: float) -> None:
-        each = seconds / tokens
+        each = max(seconds - self._least, 0.1 * seconds) / tokens
         self._token = each if not self._token else 0.8 * self._token + 0.2 * each
 
     def part(self, most: int) -> int:
         """Tokens that are read in PATIENCE steps."""
         if not self._token or not self._step:
             return PART
-        count = int(PATIENCE * self._step / self._token) // PART * PART
-        return min(most, max(PART, count))
+        room = PATIENCE * self._step - self._least
+        return min(most, max(PART, int(room / self._token)))
 
 
 def _clone(request: Request) -> Any:

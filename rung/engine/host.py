@@ -5,6 +5,7 @@ A job is one order on its way: its samples, the text of each, and whom to tell.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Host:
         self.dtype = pick_dtype(options.precision, device)
         self.model = load_model(folder, device=device)
         self._ready: Ready | None = None
+        self._stay = ExitStack()  # holds `_ready` while it is entered
+        self._awake = False
         self.context = context_length(self.model)
         most = _kv_tokens(self.model, options, rows=options.max_rows * self.context)
         self.engine = Engine(
@@ -55,6 +58,7 @@ class Host:
         """Put an adapter beside those that are there; its name in the model."""
         name = folder.name
         if name not in getattr(self.model, "peft_config", {}):
+            self.rest()
             self._ready = None
             try:
                 bits = saved_bits(folder)
@@ -66,16 +70,25 @@ class Host:
 
     def detach(self, name: str) -> None:
         """Let an adapter go that nobody speaks with any more."""
+        self.rest()
         detach_adapter(self.model, name)
 
     def speaks_with(self, adapter: str | None) -> bool:
         """Whether a job at work uses this adapter."""
         return any(job.request.adapter == adapter for job in self._jobs.values())
 
-    def _at_work(self) -> Ready:
+    def wake(self) -> None:
+        """Be ready for calls of the model, until `rest`: getting ready takes as long as a step of a
+        small model. One host of a thread at a time, since part of it is the thread's state."""
         if self._ready is None:
             self._ready = Ready(self.model, self.dtype)
-        return self._ready
+        if not self._awake:
+            self._stay.enter_context(self._ready)
+            self._awake = True
+
+    def rest(self) -> None:
+        self._stay.close()
+        self._awake = False
 
     @property
     def busy(self) -> bool:
@@ -98,8 +111,8 @@ class Host:
     def step(self) -> int:
         """One step of the engine; how many samples ended."""
         try:
-            with self._at_work():
-                made = self.engine.step()
+            self.wake()
+            made = self.engine.step()
         except RungError as error:
             return self.fail(error)
         over: list[Sample] = []
@@ -139,13 +152,13 @@ class Host:
 
     def embed(self, prompts: Sequence[np.ndarray], voice: str | None) -> np.ndarray:
         """Mean of the last hidden states of each prompt, of length 1: float32 [n, W]."""
+        self.wake()
         found = np.zeros((len(prompts), self.model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         while order:
             fits = max(1, EMBED_TOKENS // len(prompts[order[-1]]))
             rows, order = order[-fits:], order[:-fits]
-            with self._at_work():
-                found[rows] = self.engine.read_only([prompts[i] for i in rows], adapter=voice)
+            found[rows] = self.engine.read_only([prompts[i] for i in rows], adapter=voice)
         norms = np.linalg.norm(found, axis=1, keepdims=True)
         return found / np.maximum(norms, 1e-12)
 

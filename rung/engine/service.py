@@ -94,6 +94,7 @@ class Service:
         self._stopped = False
         self._rate = 1.0  # samples that end in a second
         self._ended_at = time.monotonic()
+        self._handed_over: Callable[[], None] = lambda: None
         self._gone = [0, 0, 0]  # totals of models that were replaced
         self._thread = threading.Thread(target=self._run, name="rung-engine", daemon=True)
 
@@ -183,6 +184,10 @@ class Service:
             self._post(begin)
         return Ticket(self, host, job)
 
+    def after_deliveries(self, call: Callable[[], None]) -> None:
+        """Have `call` run on the engine's thread when all that a step made is delivered."""
+        self._handed_over = call
+
     def _check(self, order: Order, host: "Host") -> None:
         length, most = len(order.prompt), min(host.context, host.kv_tokens)
         if length == 0:
@@ -207,7 +212,7 @@ class Service:
                         f" {voice.host.context}",
                         "input",
                     )
-            return self._call(lambda: voice.host.embed(prompts, voice.adapter))
+            return self._call(lambda: self._alone(voice.host).embed(prompts, voice.adapter))
 
     def _call(self, work: Callable[[], T]) -> "Future[T]":
         """What `work` gives on the engine's thread, or raises: the caller's to see, not the
@@ -260,6 +265,7 @@ class Service:
         if host.busy:
             self._later(lambda: self._retire(old))
             return
+        host.rest()
         self._hosts.remove(host)
         engine = host.engine
         for place, count in enumerate(
@@ -320,9 +326,12 @@ class Service:
             for host in list(self._hosts):
                 if host.busy:
                     self._step(host)
+            self._handed_over()
             put_off, self._put_off = self._put_off, []
             for command in put_off:
                 self._post(command)
+        for host in self._hosts:
+            host.rest()
 
     def _obey(self, command: Callable[[], Any]) -> None:
         try:
@@ -332,9 +341,16 @@ class Service:
                 if host.busy:
                     host.fail(_defect(error))
 
+    def _alone(self, host: "Host") -> "Host":
+        """The host, when all others rest."""
+        for other in self._hosts:
+            if other is not host:
+                other.rest()
+        return host
+
     def _step(self, host: "Host") -> None:
         try:
-            ended = host.step()
+            ended = self._alone(host).step()
         except Exception as error:  # a defect of ours must not silence the whole server
             ended = host.fail(_defect(error))
         if ended:

@@ -209,14 +209,21 @@ def route(model: PreTrainedModel, names: Sequence[str | None]) -> None:
     Without a single name, what `using` says goes for all rows; beside others, a row without a name
     speaks with no adapter.
     """
-    layers = adapted_layers(model)
-    assert layers or not any(names), "the model has no adapters"
+    present = tuple(getattr(model, "peft_config", ()))
+    assert present or not any(names), "the model has no adapters"
+    if not present:
+        return
+    # a walk over all modules takes as long as a step of a small model: once for each set of them
+    known = model.__dict__.get("_routed")
+    if known is None or known[0] != present:
+        known = model.__dict__["_routed"] = (present, adapted_layers(model))
     groups: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name is not None:
             groups.setdefault(name, []).append(row)
-    for layer in layers:
-        layer.routes = [(name, torch.tensor(rows)) for name, rows in groups.items()] or None
+    routes = [(name, torch.tensor(rows)) for name, rows in groups.items()] or None
+    for layer in known[1]:
+        layer.routes = routes
 
 
 def adapter_off(model: PreTrainedModel) -> Any:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from rung.engine.service import Failure, Piece, Ticket
 from rung.errors import RungError
-from rung.serve.bridge import Inbox
+from rung.serve.bridge import Bridge, Inbox
 from rung.serve.errors import as_api_error
 from rung.serve.openai_shapes import DONE, PING, event
 from rung.serve.orders import Plan
@@ -67,18 +67,21 @@ class Answers:
     def submit(self) -> None:
         """Give the orders to the engine: all, or none."""
         service, bridge = self._state.engine, self._state.bridge
+        service.after_deliveries(bridge.wake)
         try:
             for number, order in enumerate(self._plan.orders):
-                deliver = self._deliver(bridge.post, number)
+                deliver = self._deliver(bridge, number)
                 self._tickets.append(service.submit(self._plan.model.name, order, deliver))
         except BaseException:
             self.cancel()
             raise
 
-    def _deliver(
-        self, post: Callable[[Inbox, Any], None], number: int
-    ) -> Callable[[Piece | Failure], None]:
-        return lambda what: post(self._inbox, (number, what))
+    def _deliver(self, bridge: Bridge, number: int) -> Callable[[Piece | Failure], None]:
+        def deliver(what: Piece | Failure) -> None:
+            last = isinstance(what, Failure) or what.finish is not None
+            bridge.post(self._inbox, (number, what), urgent=last)
+
+        return deliver
 
     def cancel(self) -> None:
         """Free the slots of what has not ended."""

@@ -1,9 +1,12 @@
-"""From the engine's thread to the event loop: one wake-up for a burst of pieces."""
+"""From the engine's thread to the event loop: one wake-up for all pieces of a step."""
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from typing import Any
+
+PAUSE = 0.02  # seconds between two wake-ups: text that comes faster, nobody reads token by token
 
 
 class Inbox:
@@ -22,26 +25,34 @@ class Inbox:
         """All that waits, at least one; [] when nothing came within `timeout` seconds."""
         if not self._items:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._event.wait(), timeout)
+                async with asyncio.timeout(timeout):  # wait_for would make a task each time
+                    await self._event.wait()
         self._event.clear()
         items, self._items = self._items, []
         return items
 
 
 class Bridge:
-    """Waking an event loop from another thread costs a system call, more than the step of a small
-    model: pieces that come while a wake-up is under way travel with it."""
+    """Pieces gather until all of a step are there. A wake-up for each would cost a system call, in
+    which the event loop takes the interpreter from the engine in the middle of its step."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._items: deque[tuple[Inbox, Any]] = deque()
-        self._waking = False
+        self._waking = self._urgent = False
+        self._woke = 0.0  # seconds, monotonic
 
-    def post(self, inbox: Inbox, item: Any) -> None:
-        """Put `item` into `inbox`; from any thread."""
+    def post(self, inbox: Inbox, item: Any, *, urgent: bool) -> None:
+        """Put `item` into `inbox` with the next `wake`; from any thread. urgent: it is not followed
+        by others."""
         self._items.append((inbox, item))
-        if not self._waking:
-            self._waking = True
+        self._urgent = self._urgent or urgent
+
+    def wake(self) -> None:
+        """Hand out what was posted, unless it can wait for what the next step makes."""
+        now = time.monotonic()
+        if self._items and not self._waking and (self._urgent or now - self._woke > PAUSE):
+            self._waking, self._urgent, self._woke = True, False, now
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is waiting
                 self._loop.call_soon_threadsafe(self._hand_out)
 

@@ -22,6 +22,12 @@ from rung.store.store import Store
 KEEP_ALIVE_SECONDS = 75
 
 
+SWITCH_SECONDS = 0.0005
+"""For how long one thread keeps the interpreter from another. The engine needs it a hundred times
+in a step; with Python's 5 ms it waits for all that the event loop has to say. With 16 streams of a
+10 M model it gave 8 % more tokens/s."""
+
+
 class Server(uvicorn.Server):
     """SIGTERM and Ctrl-C: take nothing new, finish what runs, exit code 0. A second one ends it."""
 
@@ -80,6 +86,7 @@ def serve(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(state.settings.drain_seconds)),
     )
+    sys.setswitchinterval(SWITCH_SECONDS)
     server = Server(config, state)
     watcher = Watcher(state, names, say=say)
     failed: list[BaseException] = []
