@@ -39,7 +39,7 @@ def our_value(name: str, folder: Path) -> dict[str, float]:
     """Loss and gradient norm of the one update, and KTO's KL."""
     import torch
 
-    from rung.model.load import load_model
+    from rung.model.load import context_length, load_model
     from rung.stages import STAGES
     from rung.train.reference import answer_logps_of
 
@@ -51,8 +51,8 @@ def our_value(name: str, folder: Path) -> dict[str, float]:
         precision="fp32", device="cpu", beta=BETA, rankings_per_update=len(rows), **options
     )
     trees = in_order(single(rows) if command == "kto" else both(rows), config.seed)
-    wanted = kind.reference_trees(trees, config)
     frozen, policy = (load_model(folder / part) for part in ("model", "policy"))
+    wanted = kind.reference_trees(trees, config, limit=context_length(frozen))
     known = answer_logps_of(frozen, wanted, config=config, microbatch_tokens=4096) if wanted else []
     objective = kind(policy, trees, known, config)
     loss, count = 0.0, 0.0

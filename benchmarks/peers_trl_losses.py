@@ -118,7 +118,8 @@ def main() -> None:
         processing_class=tokenizer,
     )
     found["kto"] = value(trainer)
-    found["kto"]["kl"] = trainer._metrics["train"]["kl"][-1]
+    # noted under "train" or "eval", as the model is at the time
+    found["kto"]["kl"] = next(m["kl"][-1] for m in trainer._metrics.values() if m["kl"])
     print(json.dumps(found), flush=True)
 
 

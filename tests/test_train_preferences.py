@@ -21,6 +21,7 @@ from train_tiny import (
 from rung.config import parse_config
 from rung.errors import ConfigError, DataError
 from rung.feedback.labels import label_answers
+from rung.model.load import context_length
 from rung.train import labelled
 from rung.train.labelled import balance, strangers
 from rung.train.objectives import apo, dpo, ipo, kto, orpo, reward, simpo
@@ -58,7 +59,7 @@ def labelled_trees(num=4):
 def build(name, model, reference, trees, **options):
     module, kind = SIBLINGS[name]
     config = module.Config(precision="fp32", **options)
-    wanted = kind.reference_trees(trees, config)
+    wanted = kind.reference_trees(trees, config, limit=context_length(model))
     known = (
         answer_logps_of(reference, wanted, config=config, microbatch_tokens=64) if wanted else []
     )
@@ -77,8 +78,10 @@ def of_scalars(name, chosen, rejected, *, lengths=(1, 1), reference=(0.0, 0.0), 
     pair = dataclasses.replace(pair, record=dataclasses.replace(pair.record, labels=[True, False]))
     module, kind = SIBLINGS[name]
     config = module.Config(**options)
-    wanted = kind.reference_trees([pair], config)
-    objective = kind(None, [pair], [np.zeros(len(t.ranks), np.float32) for t in wanted], config)
+    wanted = kind.reference_trees([pair], config, limit=64)
+    objective = kind(
+        tiny_model(), [pair], [np.zeros(len(t.ranks), np.float32) for t in wanted], config
+    )
     logps = torch.tensor([chosen, rejected], requires_grad=True)
     part = objective.judge(Answers(logps, torch.tensor(reference), torch.tensor(lengths)), [pair])
     part.loss.backward()
@@ -237,16 +240,17 @@ def test_the_kl_of_kto_is_that_of_the_update_whatever_the_microbatches() -> None
 def test_strangers_are_the_answers_of_the_update_under_other_prompts() -> None:
     trees = labelled_trees(5)
     config = kto.Config(rankings_per_update=2, epochs=2)
-    updates = strangers(trees, config)
-    assert [len(update) for update in updates] == [2, 2, 0, 2, 2, 0]  # one alone has none
     objective = build("kto", tiny_model(), tiny_model(), trees, rankings_per_update=2)
     a, b = (trees[i] for i in objective.order.at(0))
+    limit = len(a.tree[0].ids) + 2  # a context in which two tokens of an answer have room
+    updates = strangers(trees, config, limit=limit)
+    assert [len(update) for update in updates] == [2, 2, 0, 2, 2, 0]  # one alone has none
     assert updates[0][0].tree[0] is a.tree[0]
-    longest = max(len(t.tree[0].ids) + t.lengths.max() for t in trees)
-    room = longest - len(a.tree[0].ids)
     assert [s.ids.tolist() for s in updates[0][0].tree[1:]] == [
-        s.ids[:room].tolist() for s in b.tree[1:]
+        s.ids[:2].tolist() for s in b.tree[1:]
     ]
+    whole = strangers(trees, config, limit=1000)[0][0].tree[1:]
+    assert [s.ids.tolist() for s in whole] == [s.ids.tolist() for s in b.tree[1:]]
 
 
 def test_what_is_said_of_the_balance() -> None:
@@ -269,8 +273,8 @@ def test_a_margin_in_the_data_must_be_led_by() -> None:
         record = dataclasses.replace(pair.record, labels=None, margin=margin)
         known = dataclasses.replace(pair, record=record)
         kind, config = SIBLINGS[name][1], SIBLINGS[name][0].Config(**options)
-        wanted = kind.reference_trees([known], config)
-        objective = kind(None, [known], [np.zeros(2, np.float32) for _ in wanted], config)
+        wanted = kind.reference_trees([known], config, limit=64)
+        objective = kind(tiny_model(), [known], [np.zeros(2, np.float32) for _ in wanted], config)
         answers = Answers(torch.tensor([-4.0, -6.0]), torch.zeros(2), torch.tensor([1, 1]))
         return float(objective.judge(answers, [known]).loss)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from rung.errors import DataError
 from rung.feedback.labels import Rule, label_answers
 from rung.feedback.schema import Ranking
+from rung.model.load import context_length
 from rung.model.types import PreTrainedModel
 from rung.store.context import StageContext
 from rung.tokens.forest import Tree
@@ -44,14 +45,16 @@ class LabelledConfig(PreferenceConfig):
     )
 
 
-def strangers(trees: Sequence[RankedTree], config: LabelledConfig) -> list[list[RankedTree]]:
-    """By iteration: each prompt of the update with the answers of the prompt before it."""
+def strangers(
+    trees: Sequence[RankedTree], config: LabelledConfig, *, limit: int
+) -> list[list[RankedTree]]:
+    """By iteration: each prompt of the update with the answers of the prompt before it, cut at
+    `limit` tokens, the model's context."""
     order = EpochOrder(len(trees), config.rankings_per_update, config.seed)
-    longest = max(len(tree.tree[0].ids) + int(tree.lengths.max()) for tree in trees)
     updates = range(order.updates_per_epoch * config.epochs)
     return [
         [
-            RankedTree(_answered(tree.tree, other.tree, longest), other.ranks, other.record)
+            RankedTree(_answered(tree.tree, other.tree, limit), other.ranks, other.record)
             for tree, other in zip(chosen, [chosen[-1], *chosen[:-1]], strict=True)
             if len(chosen) > 1  # one prompt alone has no stranger
         ]
@@ -59,9 +62,9 @@ def strangers(trees: Sequence[RankedTree], config: LabelledConfig) -> list[list[
     ]
 
 
-def _answered(prompt: Tree, other: Tree, longest: int) -> Tree:
-    """The root of `prompt` with the answers of `other`, cut where they were longer than any."""
-    room = longest - len(prompt[0].ids)
+def _answered(prompt: Tree, other: Tree, limit: int) -> Tree:
+    """The root of `prompt` with the answers of `other`."""
+    room = limit - len(prompt[0].ids)
     cut = [replace(s, ids=s.ids[:room], weights=s.weights[:room]) for s in other[1:]]
     return (prompt[0], *cut)
 
@@ -87,7 +90,7 @@ class LabelledObjective(PreferenceObjective):
         config: LabelledConfig,
     ):
         super().__init__(model, trees, reference[: len(trees)], config)
-        self.strangers = strangers(trees, config)
+        self.strangers = strangers(trees, config, limit=context_length(model))
         known = iter(reference[len(trees) :])
         self.strangers_reference = [[next(known) for _ in update] for update in self.strangers]
         self.kl = 0.0
@@ -105,8 +108,11 @@ class LabelledObjective(PreferenceObjective):
         return found
 
     @classmethod
-    def reference_trees(cls, trees: Sequence[RankedTree], config: Any) -> list[RankedTree]:
-        return [*trees, *(tree for update in strangers(trees, config) for tree in update)]
+    def reference_trees(
+        cls, trees: Sequence[RankedTree], config: Any, *, limit: int
+    ) -> list[RankedTree]:
+        updates = strangers(trees, config, limit=limit)
+        return [*trees, *(tree for update in updates for tree in update)]
 
     def start(self, context: StageContext) -> None:
         labels = np.concatenate([is_desirable(tree) for tree in self.trees])

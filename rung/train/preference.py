@@ -67,7 +67,7 @@ def mean_logps(answers: Answers) -> Tensor:
 class PreferenceObjective(Objective[RankedForest]):
     """Judged answers in, a policy out. Subclasses give `rewards`, `pairs`, `judge` and a name.
 
-    reference: log-probabilities [K] of the answers of each of `reference_trees(trees, config)`.
+    reference: log-probabilities [K] of the answers of each of `reference_trees`.
     """
 
     has_reference: ClassVar[bool] = True
@@ -92,8 +92,11 @@ class PreferenceObjective(Objective[RankedForest]):
         raise NotImplementedError
 
     @classmethod
-    def reference_trees(cls, trees: Sequence[RankedTree], config: Any) -> list[RankedTree]:
-        """The trees whose answers the reference must score before training."""
+    def reference_trees(
+        cls, trees: Sequence[RankedTree], config: Any, *, limit: int
+    ) -> list[RankedTree]:
+        """The trees whose answers the reference must score before training. limit: the model's
+        context."""
         return list(trees) if cls.has_reference else []
 
     def rewards(self, answers: Answers) -> Tensor:

@@ -39,13 +39,14 @@ def run_preference(
     if len(usable) < len(records):
         left = len(records) - len(usable)
         context.progress.say(f"{left} of {len(records)} judgements {objective.unusable}: left out")
-    trees, heldout = _encode(usable, tokenizer, config, context, limit=context_length(model))
+    limit = context_length(model)
+    trees, heldout = _encode(usable, tokenizer, config, context, limit=limit)
     _say_margins(objective, [tree.record for tree in trees], context)
     whole = config.model_copy(update={"epochs": 1, "rankings_per_update": max(2, len(heldout))})
-    wanted = objective.reference_trees(trees, config)
+    wanted = objective.reference_trees(trees, config, limit=limit)
     reference = _reference(
         model,
-        [*wanted, *objective.reference_trees(heldout, whole)],
+        [*wanted, *objective.reference_trees(heldout, whole, limit=limit)],
         config,
         folder=context.run,
         source=source.id,
