@@ -12,7 +12,7 @@ from test_engine_generate import FAMILIES, VOCAB, greedy_uncached, ragged, tiny
 from transformers import PreTrainedModel
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
-from rung.engine.engine import Engine
+from rung.engine.engine import PART, Engine
 from rung.engine.generate import Ready, generate
 from rung.engine.request import Request, Sample
 from rung.engine.sampling import Sampling
@@ -86,7 +86,7 @@ def test_samples_at_work_go_on_while_a_long_prompt_is_read(llama: PreTrainedMode
     (running,) = engine.submit(Request(np.array([5, 6]), Sampling(max_new_tokens=200)))
     with Ready(llama, torch.float32):
         engine.step()
-        engine._pace.part = lambda most: 16  # type: ignore[method-assign]
+        engine._pace.part = lambda most: PART  # type: ignore[method-assign]
         (late,) = engine.submit(Request(long_prompts(1)[0], GREEDY))
         steps = 0
         while not late.ids:
@@ -94,7 +94,7 @@ def test_samples_at_work_go_on_while_a_long_prompt_is_read(llama: PreTrainedMode
             engine.step()
             assert len(running.ids) == before + 1
             steps += 1
-    assert steps > len(late.request.prompt) // 16
+    assert steps > len(late.request.prompt) // PART
 
 
 def test_the_last_free_row_is_not_kept_for_two_that_could_share_a_call(

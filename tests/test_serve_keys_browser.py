@@ -46,7 +46,7 @@ def test_who_has_a_key_can_chat_and_look_around(browser, server: tuple[str, Any,
     tab.press("#text", "Enter")
     tab.locator(".from-model .figures").first.wait_for(state="attached")
     words = ANSWER.split(".")[0].removeprefix("The ")
-    assert words in tab.locator(".prose").inner_text()
+    tab.locator(".prose", has_text=words).wait_for()  # drawn after the figures, at times
     tab.locator(".up").first.click()
     tab.wait_for_selector(".up[aria-pressed=true]")
     for _ in range(600):
