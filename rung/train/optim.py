@@ -21,7 +21,7 @@ class TrainConfig(AdapterConfig):
     """
 
     adapter_lr: ClassVar[float] = 3e-4
-    adapter_microbatch: ClassVar[int] = 2048
+    adapter_microbatch: ClassVar[int] = 1024
 
     seed: int = Field(0, description="seed of order, initial weights and sampling")
     optimizer: Literal["muon", "adamw"] = Field(
