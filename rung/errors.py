@@ -35,3 +35,8 @@ class Interrupted(RungError):
     """Stopped by the user after a checkpoint was written; the message says how to go on."""
 
     exit_code = 130
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in a line: of many lines the others are for its makers."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rung.errors import ArtefactError, RungError
+from rung.errors import ArtefactError, RungError, first_line
 from rung.exchange.source import PICKLES
 from rung.exchange.vocabulary import check_has_tokenizer
 from rung.model.attention import to_torch
@@ -176,8 +176,9 @@ def check_packing(model: PreTrainedModel) -> float:
     try:
         packed, _ = target_logps(model, to_torch(pack([document(text) for text in texts])))
     except (RungError, RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{name} cannot be run on packed texts: {first}{_NO_WAY}") from error
+        raise ArtefactError(
+            f"{name} cannot be run on packed texts: {first_line(error)}{_NO_WAY}"
+        ) from error
     backend = model.config._attn_implementation
     model.set_attn_implementation("eager")
     alone = []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
-from rung.errors import ArtefactError, ResourceError
+from rung.errors import ArtefactError, ResourceError, first_line
 from rung.exchange.gguf_header import GGUFHeader, check_whole, read_gguf_header
 from rung.exchange.vocabulary import Vocabulary, read_vocabulary
 from rung.model.types import PreTrainedModel
@@ -84,8 +84,9 @@ def read_gguf_model(path: Path, header: GGUFHeader) -> PreTrainedModel:
     except ArtefactError:
         raise
     except Exception as error:  # readers of formats raise of all kinds
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{path}: transformers cannot load this GGUF: {first}") from error
+        raise ArtefactError(
+            f"{path}: transformers cannot load this GGUF: {first_line(error)}"
+        ) from error
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         raise ArtefactError(

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from rung.config import Config as BaseConfig
-from rung.errors import ArtefactError
+from rung.errors import ArtefactError, first_line
 from rung.exchange.architecture import (
     check_architecture,
     check_folder,
@@ -121,8 +121,9 @@ def _embedding_rows(folder: Path) -> int:
         )
         return int(config.vocab_size)
     except Exception as error:  # a config of wrong types fails in many ways
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{folder}: transformers cannot read config.json: {first}") from error
+        raise ArtefactError(
+            f"{folder}: transformers cannot read config.json: {first_line(error)}"
+        ) from error
 
 
 def _read_gguf(source: Source, config: Config) -> Read:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rung.errors import ArtefactError, DataError
+from rung.errors import ArtefactError, DataError, first_line
 from rung.exchange.fallback import fallback_template
 from rung.tokens.tokenizer import load_tokenizer
 
@@ -114,8 +114,9 @@ def read_vocabulary(folder: Path, *, gguf_file: str | None = None) -> Vocabulary
             str(folder), local_files_only=True, trust_remote_code=False, **options
         )
     except Exception as error:  # tokenizers raises plain Exception, readers of old formats others
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{folder}: transformers cannot read the tokenizer: {first}") from error
+        raise ArtefactError(
+            f"{folder}: transformers cannot read the tokenizer: {first_line(error)}"
+        ) from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ArtefactError(

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from rung.errors import ArtefactError
+from rung.errors import ArtefactError, first_line
 from rung.model.attention import register
 from rung.model.types import PreTrainedModel
 from rung.store.adapter import layers_below
@@ -48,8 +48,9 @@ def read_config(folder: Path) -> Any:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except _LOAD_ERRORS as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{folder}: transformers cannot read config.json: {first}") from error
+        raise ArtefactError(
+            f"{folder}: transformers cannot read config.json: {first_line(error)}"
+        ) from error
 
 
 def _load_whole(folder: Path, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
@@ -69,8 +70,9 @@ def _load_whole(folder: Path, dtype: torch.dtype, device: torch.device | str) ->
             output_loading_info=True,
         )
     except _LOAD_ERRORS as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{folder}: transformers cannot load this model: {first}") from error
+        raise ArtefactError(
+            f"{folder}: transformers cannot load this model: {first_line(error)}"
+        ) from error
     missing = sorted(info["missing_keys"]) + sorted(str(k) for k in info["mismatched_keys"])
     if missing:
         raise ArtefactError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rung.config import Config as BaseConfig
-from rung.errors import ArtefactError
+from rung.errors import ArtefactError, first_line
 from rung.model.adapter_config import require_peft
 from rung.model.adapters import saved_bits
 from rung.model.fourbit import hush_unused, require_four_bit, round_trip
@@ -68,8 +68,9 @@ def _over(model: PreTrainedModel, folder: Path) -> Iterator[Any]:
                 model, str(folder), torch_device=str(model.device), local_files_only=True
             )
     except (ValueError, RuntimeError, KeyError, OSError, UserWarning) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtefactError(f"{folder}: this adapter does not fit its base: {first}") from error
+        raise ArtefactError(
+            f"{folder}: this adapter does not fit its base: {first_line(error)}"
+        ) from error
     if bits is not None:
         for module in wrapped.modules():
             if hasattr(module, "lora_A"):
